@@ -1,0 +1,106 @@
+# Everything a user or a developer types. `make` lists it.
+#
+# A fresh machine needs Python 3.11 to 3.13, git and make; the rest is fetched into .venv and the user's cache.
+# Stamps in .venv remember what is installed; they grow old when pyproject.toml changes.
+
+VENV = .venv
+BIN = $(VENV)/bin
+# Empty: the first suitable python3 on the PATH. Give one with `make setup PYTHON=/path/to/python3.12`.
+PYTHON =
+
+MODEL = seed-story-135m
+RECIPE = int8
+OUT = build/story
+
+IMAGE = demo_app/pictures/fox.jpg
+PROMPT = Once upon a time,
+SEED = 1
+MAX_TOKENS = 200
+TESTS = tests
+
+# What a user types may hold spaces, quotes and dollars. So it isn't pasted into a shell line but handed over in
+# the environment, unexpanded, and quoted there.
+override IMAGE := $(value IMAGE)
+override PROMPT := $(value PROMPT)
+override OUT := $(value OUT)
+export IMAGE PROMPT OUT
+
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+WORKSTATION = $(VENV)/.workstation-ready
+TESTTOOLS = $(VENV)/.test-ready
+# The runtime's dependencies as files: a test installs the device wheel from them, without network.
+WHEELS = $(VENV)/wheels
+EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
+
+.PHONY: help setup export story test test-slow check format wheel clean
+.DEFAULT_GOAL = help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo 'Variables: MODEL=$(MODEL) RECIPE=$(RECIPE) OUT=build/story IMAGE=... PROMPT="..."'
+	@echo '           SEED=$(SEED) MAX_TOKENS=$(MAX_TOKENS) TESTS=$(TESTS) PYTHON=python3.12'
+
+setup: $(TESTTOOLS) ## Make .venv and fetch all that export, story and test need, weights included
+	@echo "Weights of $(MODEL):"
+	@$(BIN)/python -c 'import sys; from model.presets import get_preset as get; p = get(sys.argv[1]); p.fetch(); [print(" ", f.path) for f in p.files]' $(MODEL)
+
+export: $(WORKSTATION) ## Export MODEL by RECIPE into the bundle OUT
+	$(EXPORT)
+
+story: $(WORKSTATION) ## Tell a story about IMAGE that begins with PROMPT (exports first if there is no bundle)
+	@if [ ! -f "$$OUT/manifest.json" ]; then echo "No bundle at $$OUT yet: exporting $(MODEL), $(RECIPE)."; $(EXPORT); fi
+	@printf 'Bundle:  %s\nPicture: %s\n\n' "$$OUT" "$$IMAGE"
+	@$(BIN)/seed-story tell --bundle "$$OUT" --image "$$IMAGE" --prompt "$$PROMPT" --seed $(SEED) --max-tokens $(MAX_TOKENS)
+
+test: setup ## Run the tests, but the slow ones and those that need a network (TESTS=path for some)
+	$(BIN)/python -m pytest -m "not slow and not network" $(TESTS)
+
+test-slow: setup ## Run the slow tests and those that need a network
+	$(BIN)/python -m pytest -m "slow or network" $(TESTS)
+
+check: $(TESTTOOLS) ## Lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(TESTTOOLS) ## Format, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(TESTTOOLS) ## Build the device wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean: ## Remove what was built, the default bundle too; .venv and the weights stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# TensorFlow has no wheels for Python 3.14 yet; the device wheel itself doesn't mind.
+FITS = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+$(WORKSTATION): pyproject.toml
+	@set -e; found=; if ! $(PIP) --version >/dev/null 2>&1; then \
+	  for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	    if "$$python" -c '$(FITS)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "setup: no suitable Python; tried $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." >&2; \
+	    echo "Needed: Python 3.11 to 3.13 with venv (on Debian and Ubuntu: apt install python3-venv)." >&2; \
+	    echo "Got: $$(python3 --version 2>&1). Give another one with: make setup PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$found ($$("$$found" --version))"; \
+	  "$$found" -m venv $(VENV); \
+	fi
+	@echo "Installing the export tools (TensorFlow among them, about 700 MB) into $(VENV)"
+	$(PIP) install --editable '.[export]'
+	@touch $@
+
+$(TESTTOOLS): $(WORKSTATION)
+	@echo "Installing the test tools (PyTorch and transformers among them) into $(VENV)"
+	$(PIP) install --editable '.[export,test]'
+	@mkdir -p $(WHEELS)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > $(WHEELS)/requirements.txt
+	$(PIP) download --quiet --only-binary=:all: --dest $(WHEELS) --requirement $(WHEELS)/requirements.txt
+	@touch $@

@@ -1,0 +1,207 @@
+"""The decoder's graph: LLaMA over a chunk of N tokens and a cache that it reads but does not own.
+
+The same mathematics as `model/llama.py`, shaped for the device (`seed_story/contract.py` lists inputs and outputs):
+
+- Weights are INPUTS of the traced function. The converter then sees a small skeleton, takes seconds and under a
+  gigabyte whatever the model's size, and can fold nothing; `export/flatbuffer.py` puts the weights in afterwards.
+- RMSNorm gains and the 1/sqrt(head_dim) of attention are folded into the matrix that follows them; q, k and v are one
+  matrix, gate and up another: fewer operations, and activations quantized once for each.
+- Rows of qkv come by key/value head: its query heads, its key; all values last. So one rotation serves q and k, and
+  the queries of a key/value head are one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from seed_story.config import LlamaConfig
+from seed_story.contract import EMBED, decoder_step, key_cache, value_cache
+
+Tensor = Any
+Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
+
+TABLE, NORM, HEAD = "embed_tokens", "norm", "lm_head"
+
+
+def matrix(layer: int, kind: str) -> str:
+    """The skeleton's name of a layer's matrix: kind is qkv, o, gate_up or down."""
+    return f"layers_{layer}_{kind}"
+
+
+def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The skeleton's weights, by name: matrices `[outputs, inputs]`."""
+    d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
+    shapes: dict[str, tuple[int, ...]] = {TABLE: (config.vocab_size, d), NORM: (d,)}
+    for i in range(config.num_layers):
+        shapes[matrix(i, "qkv")] = (heads * config.head_dim, d)
+        shapes[matrix(i, "o")] = (d, config.num_heads * config.head_dim)
+        shapes[matrix(i, "gate_up")] = (2 * f, d)
+        shapes[matrix(i, "down")] = (d, f)
+    if not config.tie_word_embeddings:
+        shapes[HEAD] = (config.vocab_size, d)
+    return shapes
+
+
+def skeleton_weight(config: LlamaConfig, weights: Weights, name: str) -> npt.NDArray[np.float32]:
+    """One of the skeleton's weights, made from the checkpoint's when it is asked for.
+
+    Args:
+        weights: in the names of `LlamaForCausalLM`.
+        name: one of `weight_shapes`.
+    """
+
+    def get(key: str) -> npt.NDArray[np.float32]:
+        return np.asarray(weights[key], np.float32)
+
+    if name in (TABLE, NORM):
+        return get(f"model.{name}.weight")
+    if name == HEAD:
+        return get("lm_head.weight")
+    _, layer, kind = name.split("_", 2)
+    block = f"model.layers.{layer}"
+    if kind == "o":
+        return get(f"{block}.self_attn.o_proj.weight")
+    if kind == "down":
+        return get(f"{block}.mlp.down_proj.weight")
+    if kind == "gate_up":
+        gate_up = [get(f"{block}.mlp.{part}_proj.weight") for part in ("gate", "up")]
+        return np.concatenate(gate_up) * get(f"{block}.post_attention_layernorm.weight")
+    kv, width = config.num_kv_heads, config.head_dim
+    q, k, v = (get(f"{block}.self_attn.{part}_proj.weight") for part in ("q", "k", "v"))
+    q = q.reshape(kv, config.group * width, -1) * np.float32(width**-0.5)
+    qk = np.concatenate([q, k.reshape(kv, width, -1)], axis=1).reshape(-1, q.shape[-1])
+    return np.concatenate([qk, v]) * get(f"{block}.input_layernorm.weight")
+
+
+def write_skeleton(config: LlamaConfig, slots: int, prefill_sizes: Sequence[int], folder: Path) -> bytes:
+    """Traces all signatures and converts them: a `.tflite` whose weights are still inputs.
+
+    Args:
+        folder: an empty folder for the intermediate SavedModel.
+    """
+    functions = {EMBED: _trace_embed(config)}
+    for size in (*prefill_sizes, 1):
+        step = decoder_step(config, slots, size)
+        functions[step.name] = _trace_step(config, slots, size)
+    tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))
+    return bytes(converter.convert())
+
+
+def _trace_embed(config: LlamaConfig) -> Any:
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def embed(token: Tensor, **weights: Tensor) -> dict[str, Tensor]:
+        return {"embeddings": tf.gather(weights[TABLE], token)}
+
+    table = tf.TensorSpec(weight_shapes(config)[TABLE], tf.float32, TABLE)
+    return embed.get_concrete_function(token=tf.TensorSpec([1], tf.int32, "token"), **{TABLE: table})
+
+
+def _trace_step(config: LlamaConfig, slots: int, size: int) -> Any:
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def step(**inputs: Tensor) -> dict[str, Tensor]:
+        return _Step(config, slots, size)(inputs)
+
+    specs = {spec.name: spec.shape for spec in decoder_step(config, slots, size).inputs}
+    specs.update(weight_shapes(config))
+    return step.get_concrete_function(**{n: tf.TensorSpec(shape, tf.float32, n) for n, shape in specs.items()})
+
+
+def _matmul(x: Tensor, weight: Tensor) -> Tensor:
+    return tf.matmul(x, weight, transpose_b=True)
+
+
+class _Step:
+    """`prefill_N` or `decode`. Shapes in comments: n tokens, v key/value heads, g queries for each, d head_dim."""
+
+    def __init__(self, config: LlamaConfig, slots: int, size: int) -> None:
+        self.config, self.slots, self.n = config, slots, size
+        self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        x = inputs["embeddings"]
+        shared = {
+            "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
+            "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),
+            "region": tf.reshape(inputs["region"], [1, 2, 1, self.slots]),
+            "mask": tf.reshape(inputs["mask"], [1, self.n, self.slots + self.n]),
+        }
+        keys, values = [], []
+        for i in range(self.config.num_layers):
+            attended, key, value = self._attention(i, self._norm(x), inputs, shared)
+            x = x + _matmul(attended, inputs[matrix(i, "o")])
+            x = x + self._mlp(i, self._norm(x), inputs)
+            keys.append(key)
+            values.append(value)
+        last = tf.slice(x, [self.n - 1, 0], [1, self.config.hidden_size])
+        head = inputs[TABLE if self.config.tie_word_embeddings else HEAD]
+        logits = _matmul(self._norm(last) * inputs[NORM], head)
+        return {"logits": logits, "k": tf.stack(keys), "v": tf.stack(values)}
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """RMSNorm without its gain."""
+        return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + self.config.rms_norm_eps)
+
+    def _mlp(self, layer: int, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        gate, up = tf.split(_matmul(x, inputs[matrix(layer, "gate_up")]), 2, axis=-1)
+        return _matmul(gate * tf.sigmoid(gate) * up, inputs[matrix(layer, "down")])
+
+    def _attention(
+        self, layer: int, x: Tensor, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, v, g, d = self.n, self.v, self.g, self.d
+        queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
+        rows = queries.shape[1] // 2
+        # Both rotations against every slot: the cache is read once, and the unwanted half is multiplied away.
+        scores = tf.matmul(queries, inputs[key_cache(layer)], transpose_b=True)  # [v, 2 rows, slots]
+        scores = tf.reshape(scores, [v, 2, rows, self.slots]) * shared["region"]
+        ring, kept = (tf.slice(scores, [0, i, 0, 0], [v, 1, rows, self.slots]) for i in (0, 1))
+        by_position = tf.slice(queries, [0, 0, 0], [v, rows, d])
+        own = tf.matmul(by_position, key, transpose_b=True)  # [v, rows, n]
+        scores = tf.concat([tf.reshape(ring + kept, [v, rows, self.slots]), own], axis=-1)
+        weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
+        old, new = (
+            tf.slice(weights, [0, 0, 0], [v, rows, self.slots]),
+            tf.slice(weights, [0, 0, self.slots], [v, rows, n]),
+        )
+        mixed = tf.matmul(old, inputs[value_cache(layer)]) + tf.matmul(new, value)  # [v, rows, d]
+        if n == 1:
+            attended = tf.reshape(tf.slice(mixed, [0, 0, 0], [v, g, d]), [1, v * g * d])
+        else:
+            attended = tf.reshape(tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2]), [n, v * g * d])
+        return attended, key, value
+
+    def _project(self, qkv: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Splits and rotates `[n, (v (g + 1) + v) d]`.
+
+        Returns:
+            Queries `[v, 2 rows, d]` (by position, then by place inside the cache; rows = g + 1 with the key as an
+            idle row for one token, else g n), key and value `[v, n, d]`.
+        """
+        n, v, g, d = self.n, self.v, self.g, self.d
+        qk = tf.reshape(tf.slice(qkv, [0, 0], [n, v * (g + 1) * d]), [n, v, 1, g + 1, d])
+        value = tf.slice(qkv, [0, v * (g + 1) * d], [n, v * d])
+        left, right = tf.split(qk, 2, axis=-1)
+        turned = qk * shared["cos"] + tf.concat([right, left], axis=-1) * shared["sin"]  # [n, v, 2, g + 1, d]
+        key = tf.slice(turned, [0, 0, 0, g, 0], [n, v, 1, 1, d])
+        if n == 1:  # nothing to move: the axes of length one only change their places
+            return (
+                tf.reshape(turned, [v, 2 * (g + 1), d]),
+                tf.reshape(key, [v, 1, d]),
+                tf.reshape(value, [v, 1, d]),
+            )
+        queries = tf.transpose(tf.slice(turned, [0, 0, 0, 0, 0], [n, v, 2, g, d]), [1, 2, 3, 0, 4])
+        key, value = (tf.transpose(tf.reshape(t, [n, v, d]), [1, 0, 2]) for t in (key, value))
+        return tf.reshape(queries, [v, 2 * g * n, d]), key, value
+
+    def _masked(self, scores: Tensor, mask: Tensor) -> Tensor:
+        if self.n == 1:
+            return scores + mask
+        by_head = tf.reshape(scores, [self.v * self.g, self.n, self.slots + self.n]) + mask
+        return tf.reshape(by_head, scores.shape)

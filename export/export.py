@@ -1,0 +1,163 @@
+"""The export itself: networks to graphs, quantized, checked, and written as one bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from export.bundle_writer import file_entries, staged, write_manifest
+from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
+from export.flatbuffer import fill_skeleton
+from export.network_graphs import write_qformer, write_vit
+from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
+from export.source import StorySource
+from model.layers import named_variables, numpy_of
+from quantization.quantize import quantize_graph
+from quantization.recipe import Recipe
+from seed_story import __version__
+from seed_story.backends import open_graph
+from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
+from seed_story.config import CacheConfig
+from seed_story.contract import DECODER, PREFILL_SIZES, QFORMER, VIT
+from seed_story.decoder import Decoder
+from seed_story.packed import packed_weights
+from seed_story.story import default_threads
+from seed_story.tokenizer import StoryTokenizer
+from seed_story.vision import Vision
+
+_PACKAGES = ("tensorflow", "keras", "litert-quantizer", "ai-edge-litert", "numpy", "tokenizers")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a user may choose besides the model and the recipe.
+
+    Args:
+        cache: geometry of the cache.
+        prefill_sizes: N of the `prefill_N` graphs.
+    """
+
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    prefill_sizes: tuple[int, ...] = PREFILL_SIZES
+
+
+def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: ExportOptions | None = None) -> Bundle:
+    """Exports a model.
+
+    Args:
+        out: the bundle's folder; replaced as a whole when it is a bundle already.
+
+    Raises:
+        ParityError: a graph strays from the reference; nothing was written.
+        ExportError: a graph can't be converted or quantized, or `out` can't be written.
+    """
+    options = options or ExportOptions()
+    with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{out.name}.work.") as work:
+            _write_graphs(source, recipe, options, part, Path(work), bar)
+        source.tokenizer.save(str(part / TOKENIZER))
+        parity = _gate(source, recipe, options, part, bar)
+        write_manifest(part, _manifest(source, recipe, options, parity, part))
+    return Bundle.open(out)
+
+
+def _write_graphs(
+    source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, work: Path, bar: tqdm
+) -> None:
+    model = source.model
+    writers: dict[str, Callable[[Path], bytes]] = {
+        VIT: lambda folder: write_vit(model.vision, folder),
+        QFORMER: lambda folder: write_qformer(model.qformer, model.config.vision.tokens, folder),
+    }
+    for graph, write in writers.items():
+        bar.set_postfix_str(f"{graph}: converting")
+        raw = work / f"{graph}.float.tflite"
+        raw.write_bytes(write(work / graph))
+        quantize_graph(raw, part / graph_file(graph), recipe.graphs[graph])
+        bar.update(1)
+    bar.set_postfix_str("decoder: converting")
+    llama = model.config.llama
+    skeleton = write_skeleton(llama, options.cache.slots, options.prefill_sizes, work / DECODER)
+    bar.update(2)
+    bar.set_postfix_str(f"decoder: {recipe.name}")
+    raw, weights = work / "decoder.float.tflite", _Values(named_variables(model.llama))
+    fill_skeleton(skeleton, weight_shapes(llama), lambda name: skeleton_weight(llama, weights, name), raw)
+    quantize_graph(raw, part / graph_file(DECODER), recipe.graphs[DECODER])
+    bar.update(2)
+
+
+class _Values(dict[str, Any]):
+    """Variables as arrays, one at a time."""
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        return np.asarray(numpy_of(super().__getitem__(name)), np.float32)
+
+
+def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, bar: tqdm) -> Parity:
+    bar.set_postfix_str("parity")
+    config, threads = source.model.config, default_threads()
+    vision = Vision((part / graph_file(VIT), part / graph_file(QFORMER)), config, backend="litert", threads=threads)
+    vit, qformer = measure_vision(source.model, vision)
+    vision.close()
+    file = part / graph_file(DECODER)
+    entry = file_entries(part)[file.name]
+    with packed_weights(entry[0]) as packed:
+        graph = open_graph(file, threads=threads, packed=packed)
+    decoder = Decoder(graph, config.llama, options.cache, options.prefill_sizes)
+    ids = StoryTokenizer(part / TOKENIZER).encode(STORY.read_text(encoding="utf-8"))
+    ids = decoder_tokens(decoder, ids)
+    bar.total = bar.n + 1 + len(ids)
+    figures = measure_decoder(source.model, decoder, ids, bar.update)
+    decoder.close()
+    bar.update(1)
+    parity = Parity(vit, qformer, **figures)  # type: ignore[arg-type]
+    check(parity, recipe)
+    return parity
+
+
+def _manifest(source: StorySource, recipe: Recipe, options: ExportOptions, parity: Parity, part: Path) -> Manifest:
+    versions = {"seed-story": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
+    return Manifest(
+        name=source.name,
+        story=source.model.config,
+        cache=options.cache,
+        prefill_sizes=options.prefill_sizes,
+        prompt=source.prompt,
+        files=file_entries(part),
+        recipe=recipe.name,
+        qformer_trained=source.qformer_trained,
+        parity=parity.to_dict(),
+        versions=versions,
+        licences=source.licences,
+    )
+
+
+def summary(bundle: Bundle) -> str:
+    """The table that ends an export: graph, recipe, MB, parity."""
+    manifest = bundle.manifest
+    parity = manifest.parity
+    said = {
+        VIT: f"least cosine {parity['vit_cosine_min']:.6f}",
+        QFORMER: f"least cosine {parity['qformer_cosine_min']:.6f}",
+        DECODER: f"mean KL {parity['decoder_mean_kl_nat']:.6f} nat, top-1 {100 * parity['decoder_top1']:.1f} %, "
+        f"{parity['decoder_positions']} positions",
+    }
+    rows = [("graph", "recipe", "MB", "parity with the float32 model")]
+    for graph, words in said.items():
+        size = manifest.files[graph_file(graph)][1] / 1e6
+        rows.append((graph, manifest.recipe, f"{size:.1f}", words))
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, as wide as they need to be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,104 @@
+"""Puts weights into a converted skeleton, one at a time, straight into the file.
+
+A `.tflite` may keep its buffers behind the flatbuffer proper, at absolute offsets (schema.fbs, `Buffer.offset`). So a
+model of any size, past flatbuffers' own 2 GB too, is written in the memory of its largest matrix, and a matrix that
+several signatures use is stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+from seed_story.errors import ExportError
+
+_ALIGNMENT = 64
+_UNSET = 1  # a placeholder that makes the packer write the field, to be overwritten in place
+
+
+def fill_skeleton(
+    skeleton: bytes,
+    shapes: Mapping[str, tuple[int, ...]],
+    make: Callable[[str], npt.NDArray[np.float32]],
+    path: Path,
+) -> None:
+    """Writes `path`: the skeleton with its weight inputs turned into constants.
+
+    Args:
+        skeleton: a model in which some signature inputs are weights.
+        shapes: these inputs' names and shapes.
+        make: gives a weight, float32; called once for each, in order.
+
+    Raises:
+        ExportError: the skeleton lacks one of the weights, or `make` gives another shape.
+    """
+    model = schema.ModelT.InitFromPackedBuf(bytearray(skeleton), 0)
+    buffers = _make_constants(model, shapes)
+    _use_embedding_lookup(model)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    head = bytearray(builder.Output())
+    packed = schema.Model.GetRootAs(head, 0)
+    position = len(head)
+    with path.open("wb") as file:
+        file.write(head)
+        for name, buffer in buffers.items():
+            weight = np.ascontiguousarray(make(name), np.float32)
+            if weight.shape != shapes[name]:
+                raise ExportError(f"the weight {name} has another shape", got=weight.shape, expected=shapes[name])
+            file.write(b"\0" * (-position % _ALIGNMENT))
+            position += -position % _ALIGNMENT
+            flatbuffer_utils.update_packed_buffer(packed.Buffers(buffer), offset=position, size=weight.nbytes)
+            file.write(weight.data)
+            position += weight.nbytes
+        file.seek(0)
+        file.write(head)
+
+
+def _make_constants(model: schema.ModelT, names: Collection[str]) -> dict[str, int]:
+    """Turns signature inputs into constants; gives the buffer of each."""
+    buffers: dict[str, int] = {}
+    for signature in model.signatureDefs:
+        graph = model.subgraphs[signature.subgraphIndex]
+        inputs = []
+        for entry in signature.inputs:
+            name = entry.name.decode()
+            if name not in names:
+                inputs.append(entry)
+                continue
+            if name not in buffers:
+                buffers[name] = len(model.buffers)
+                model.buffers.append(schema.BufferT(offset=_UNSET, size=_UNSET))
+            tensor = graph.tensors[entry.tensorIndex]
+            tensor.buffer = buffers[name]
+            tensor.name = f"{signature.signatureKey.decode()}/{name}".encode()  # the quantizer wants unique names
+        signature.inputs = inputs
+        left = {entry.tensorIndex for entry in inputs}
+        graph.inputs = np.array([index for index in graph.inputs if index in left], np.int32)
+    missing = sorted(set(names) - set(buffers))
+    if missing:
+        raise ExportError("the converted graph lacks weights", got=f"none called {missing[:10]}")
+    return {name: buffers[name] for name in names}
+
+
+def _use_embedding_lookup(model: schema.ModelT) -> None:
+    """GATHER of whole rows becomes EMBEDDING_LOOKUP, the form of it that reads quantized rows."""
+    gather, lookup = schema.BuiltinOperator.GATHER, schema.BuiltinOperator.EMBEDDING_LOOKUP
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    if gather not in codes:
+        return
+    code = schema.OperatorCodeT(builtinCode=lookup, deprecatedBuiltinCode=lookup, version=1)
+    model.operatorCodes.append(code)
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            if codes[op.opcodeIndex] == gather:
+                table, rows = op.inputs
+                op.opcodeIndex = len(model.operatorCodes) - 1
+                op.inputs = np.array([rows, table], np.int32)
+                op.builtinOptionsType, op.builtinOptions = schema.BuiltinOptions.NONE, None

@@ -1,0 +1,171 @@
+"""The parity gate: every graph of a bundle against the Keras model, on the same inputs, through the real runtime.
+
+- `vit_cosine_min`, `qformer_cosine_min`: the least cosine between a graph's output and the reference's, over every
+  feature or query of a few pictures.
+- The decoder is teacher-forced through its prefills and then step by step, well past the end of the cache, against the
+  reference with the same attention sinks. KL divergence is from the reference's next-token distribution, in nat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from model.story_model import StoryModel
+from quantization.recipe import Recipe
+from seed_story.config import CacheConfig
+from seed_story.decoder import Decoder
+from seed_story.errors import ParityError
+from seed_story.vision import Vision
+
+Floats = npt.NDArray[np.float32]
+
+STORY = Path(__file__).parent / "parity_story.txt"
+PICTURES = 4
+STEPS = 512
+"""Tokens that are decoded one by one, after the prefills."""
+_PAST_END = 64
+"""The least number of them that come after the cache has wrapped."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The gate's figures.
+
+    Args:
+        decoder_mean_kl_nat, decoder_p99_kl_nat, decoder_max_logit_difference: over all compared positions.
+        decoder_top1: share of positions at which both would choose the same token.
+        decoder_mean_kl_after_eviction_nat: over the positions at which the cache had wrapped.
+        decoder_positions: how many positions were compared.
+    """
+
+    vit_cosine_min: float
+    qformer_cosine_min: float
+    decoder_mean_kl_nat: float
+    decoder_p99_kl_nat: float
+    decoder_max_logit_difference: float
+    decoder_top1: float
+    decoder_mean_kl_after_eviction_nat: float
+    decoder_positions: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def check(parity: Parity, recipe: Recipe) -> None:
+    """Raises ParityError when a figure is outside its recipe's bound (NaN always is)."""
+    for figure, bound in recipe.bounds.items():
+        value = getattr(parity, figure)
+        least = not figure.endswith("_nat")
+        if not (value >= bound if least else value <= bound):
+            raise ParityError(
+                f"the {recipe.name} graphs stray from the reference: {figure}",
+                got=f"{value:.6g}",
+                expected=f"{'at least' if least else 'at most'} {bound:g}",
+                hint="Nothing was written. Try the recipe float32 to see whether quantization is at fault.",
+            )
+
+
+def parity_pictures(size: int) -> Floats:
+    """Pictures for the gate, float32 `[PICTURES, size, size, 3]`: smooth noise, the same every time."""
+    rng = np.random.default_rng(20240711)
+    waves = rng.integers(1, 12, (PICTURES, 3, 4, 2)).astype(np.float64)
+    phases = rng.uniform(0, 2 * np.pi, (PICTURES, 3, 4))
+    y, x = np.mgrid[0:size, 0:size] / size
+    turns = waves[..., 0, None, None] * x + waves[..., 1, None, None] * y
+    mixed = np.sin(2 * np.pi * turns + phases[..., None, None]).mean(2)  # [pictures, 3, size, size]
+    return np.ascontiguousarray((0.5 + 0.5 * mixed).transpose(0, 2, 3, 1).astype(np.float32))
+
+
+def measure_vision(model: StoryModel, vision: Vision) -> tuple[float, float]:
+    """The least cosines of the ViT's and of the Q-Former's output."""
+    cosines = []
+    for picture in parity_pictures(model.config.vision.image_size):
+        features = ops.convert_to_numpy(model.vision(picture[None]))
+        embeddings = ops.convert_to_numpy(model.qformer(features))
+        cosines.append((
+            _least_cosine(vision.features(picture[None]), features),
+            _least_cosine(vision.embeddings(picture[None]), embeddings[0]),
+        ))  # fmt: skip
+    vit, qformer = np.min(cosines, axis=0)  # NumPy's minimum keeps a NaN, Python's may lose it
+    return float(vit), float(qformer)
+
+
+def _least_cosine(got: Floats, expected: Floats) -> float:
+    a, b = (rows.reshape(-1, rows.shape[-1]).astype(np.float64) for rows in (got, expected))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.min((a * b).sum(1) / np.maximum(norms, 1e-30)))
+
+
+def prefill_lengths(decoder: Decoder) -> list[int]:
+    """Chunks that use every prefill once, each a few tokens short of full where that leaves any."""
+    sizes = sorted(size for size in decoder.sizes if size > 1)
+    return [min(max(1, size - 3), decoder.cache.max_chunk) for size in sizes]
+
+
+def decoder_tokens(decoder: Decoder, ids: list[int]) -> list[int]:
+    """As many of the story's tokens as the gate needs; the story repeats if it is too short.
+
+    They fill all prefills, then STEPS steps, and pass the end of the cache by at least _PAST_END.
+    """
+    need = max(sum(prefill_lengths(decoder)) + STEPS, decoder.cache.config.slots + _PAST_END)
+    return (ids * (need // len(ids) + 1))[:need]
+
+
+def measure_decoder(
+    model: StoryModel, decoder: Decoder, ids: list[int], tick: Callable[[int], object]
+) -> dict[str, float | int]:
+    """Teacher-forced logits of graph and reference; see `Parity` for the figures.
+
+    Args:
+        ids: of `decoder_tokens`.
+        tick: told how many tokens the graph has read since the last call.
+    """
+    cache = decoder.cache.config
+    reference = reference_log_probabilities(model, ids, cache)
+    kl, agree, furthest, places = [], [], [], []
+    chunks = prefill_lengths(decoder)
+    ends = np.cumsum([*chunks, *[1] * (len(ids) - sum(chunks))])
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        logits = decoder.feed(decoder.embed(ids[start:end]))
+        mine, theirs = _log_softmax(logits), reference(int(end) - 1)
+        kl.append(float((np.exp(theirs) * (theirs - mine)).sum()))
+        agree.append(int(mine.argmax()) == int(theirs.argmax()))
+        offset = np.median(mine - theirs)
+        furthest.append(float(np.abs(mine - theirs - offset).max()))
+        places.append(int(end) - 1)
+        tick(int(end - start))
+    evicted = [k for k, place in zip(kl, places, strict=True) if place >= cache.slots]
+    return {
+        "decoder_mean_kl_nat": float(np.mean(kl)),
+        "decoder_p99_kl_nat": float(np.percentile(kl, 99)),
+        "decoder_max_logit_difference": float(np.max(furthest)),
+        "decoder_top1": float(np.mean(agree)),
+        "decoder_mean_kl_after_eviction_nat": float(np.mean(evicted)),
+        "decoder_positions": len(kl),
+    }
+
+
+def reference_log_probabilities(
+    model: StoryModel, ids: list[int], cache: CacheConfig
+) -> Callable[[int], npt.NDArray[np.float64]]:
+    """The Keras model over the whole text; gives a position's log-probabilities, float64 `[vocab]`, when asked."""
+    embeddings = model.llama.embed(np.array([ids]))
+    hidden = model.llama.hidden(embeddings, cache=cache)
+
+    def at(position: int) -> npt.NDArray[np.float64]:
+        return _log_softmax(ops.convert_to_numpy(model.llama.head(hidden[0, position : position + 1]))[0])
+
+    return at
+
+
+def _log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))

@@ -1,0 +1,145 @@
+"""Where the parts of a story model come from: a preset, with any part replaced by the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from model.layers import numpy_of
+from model.llama import IGNORED as LLAMA_IGNORED
+from model.llama import Llama
+from model.presets import get_preset
+from model.qformer import QFormer, initial_qformer
+from model.sources.gguf import read_gguf
+from model.sources.huggingface import hf_folder, read_hf
+from model.story_model import StoryModel
+from model.tokenizer_files import add_picture_tokens, tokenizer_from_folder, tokenizer_from_gguf
+from model.vit import VisionTransformer
+from model.weights import load_safetensors, load_weights
+from seed_story.bundle import Prompt
+from seed_story.config import LlamaConfig, QFormerConfig, StoryConfig, VisionConfig
+
+CHECKPOINTS = Path(__file__).parent.parent / "model" / "checkpoints"
+"""Trained weights of our own: `<preset>/qformer.safetensors` is used when it is there."""
+
+_QFORMER_SEED = 0
+
+
+@dataclass(frozen=True)
+class StorySource:
+    """Everything that an export needs to know about a model.
+
+    Args:
+        model: the float32 networks: what is exported, and the reference of the parity gate.
+        tokenizer: with the picture tokens.
+        qformer_trained: whether the Q-Former's weights were learned; if not, pictures say nothing yet.
+        licences: of the weights, by part.
+    """
+
+    name: str
+    model: StoryModel
+    tokenizer: Tokenizer
+    prompt: Prompt
+    qformer_trained: bool
+    licences: Mapping[str, str]
+
+
+def load_source(
+    preset: str, *, llama: str | None = None, vision: str | None = None, qformer: str | None = None
+) -> StorySource:
+    """Loads a model's three networks and its tokenizer.
+
+    Args:
+        preset: a name of `model.presets.PRESETS`.
+        llama: instead of the preset's: a GGUF file, or a folder or hub id with safetensors and tokenizer.json.
+        vision: instead of the preset's: a folder or hub id of a Dinov2Model or ViTModel.
+        qformer: a safetensors file of this project; by default the preset's checkpoint, if it has one.
+
+    Raises:
+        SeedStoryError: a part can't be found, read, or doesn't fit.
+    """
+    base = get_preset(preset)
+    licences = {"decoder": "see its source", "vision": "see its source"}
+    if llama is None:
+        decoder_config, tensors, tokenizer = base.story.llama, base.load_decoder(), base.load_tokenizer()
+        licences["decoder"] = base.decoder.license if base.decoder else "none: random weights"
+    else:
+        decoder_config, tensors, tokenizer = _read_llama(llama)
+    if vision is None:
+        vision_config, vision_tensors = base.story.vision, base.load_vision()
+        licences["vision"] = base.vision.license if base.vision else "none: random weights"
+    else:
+        values, vision_tensors = read_hf(vision)
+        vision_config = VisionConfig.from_hf(values)
+    tokenizer, _, _, grown = add_picture_tokens(tokenizer, decoder_config.vocab_size)
+    tensors, decoder_config = _grow(tensors, decoder_config, grown)
+
+    decoder = Llama(decoder_config, seed=None)
+    load_weights(decoder, tensors, ignore=LLAMA_IGNORED)
+    eye = VisionTransformer(vision_config, seed=None)
+    load_weights(eye, vision_tensors)
+    file = Path(qformer) if qformer else CHECKPOINTS / preset / "qformer.safetensors"
+    trained = qformer is not None or file.is_file()
+    sizes = replace(base.story.qformer, vision_size=vision_config.hidden_size, llm_size=decoder_config.hidden_size)
+    bridge = _qformer(sizes, file if trained else None, decoder)
+    config = StoryConfig(vision_config, sizes, decoder_config)
+    made = StoryModel(config, vision=eye, qformer=bridge, llama=decoder)
+    own = llama is not None or vision is not None
+    return StorySource(f"{preset}-custom" if own else preset, made, tokenizer, _prompt(tokenizer), trained, licences)
+
+
+def _read_llama(source: str) -> tuple[LlamaConfig, Mapping[str, Any], Tokenizer]:
+    if source.endswith(".gguf"):
+        config, tensors, _ = read_gguf(Path(source))
+        return config, tensors, tokenizer_from_gguf(Path(source))
+    values, weights = read_hf(source)
+    return LlamaConfig.from_hf(values), weights, tokenizer_from_folder(hf_folder(source))
+
+
+def _qformer(config: QFormerConfig, file: Path | None, decoder: Llama) -> QFormer:
+    if file is None:
+        return initial_qformer(config, numpy_of(decoder.model.embed_tokens.weight), _QFORMER_SEED)
+    network = QFormer(config, seed=None)
+    load_safetensors(network, file)
+    return network
+
+
+def _grow(tensors: Mapping[str, Any], config: LlamaConfig, rows: int) -> tuple[Mapping[str, Any], LlamaConfig]:
+    """Adds rows for tokens that the vocabulary had no place for: the mean of the others."""
+    if rows == 0:
+        return tensors, config
+    grown = dict(tensors)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in grown:
+            table = np.asarray(grown[name])
+            grown[name] = np.concatenate([table, np.repeat(table.mean(0, keepdims=True), rows, axis=0)])
+    return grown, replace(config, vocab_size=config.vocab_size + rows)
+
+
+_REQUEST = "Write a short story for children about this picture."
+_TEMPLATES = {
+    "<|im_start|>": ("<|im_start|>user\n", f"\n{_REQUEST}<|im_end|>\n<|im_start|>assistant\n"),
+    "<|start_header_id|>": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        f"\n{_REQUEST}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "<s>": ("<s>", ""),
+}
+"""Opening and request of a story, by a control token that tells which chat format a model was trained on."""
+
+_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+def _prompt(tokenizer: Tokenizer) -> Prompt:
+    def known(token: str) -> bool:
+        return tokenizer.token_to_id(token) is not None
+
+    ends = tuple(filter(known, _END_TOKENS))
+    plain = (ends[0] if ends else "", "")  # a base model: a text begins after the end of another
+    opening, request = next((template for token, template in _TEMPLATES.items() if known(token)), plain)
+    return Prompt(opening, request, ends)

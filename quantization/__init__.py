@@ -1,0 +1,1 @@
+"""How graphs are made smaller: recipes are data, `litert-quantizer` does the work."""

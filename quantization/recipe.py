@@ -1,0 +1,64 @@
+"""Recipes: which tensors of which graph become what, and the bounds that the result must hold.
+
+A recipe is a JSON file: `graphs` maps each graph to a list of `litert-quantizer` entries (regular expression over
+layers, operation, algorithm, number formats; the last match counts, an empty list leaves the graph in float32), and
+`bounds` maps a figure of the parity gate to its limit and the reason for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seed_story.contract import GRAPHS
+from seed_story.errors import ConfigError, UsageError
+
+FOLDER = Path(__file__).parent / "recipes"
+BOUNDS = ("vit_cosine_min", "qformer_cosine_min", "decoder_mean_kl_nat", "decoder_top1")
+"""The figures that every recipe bounds; see `export/parity.py`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to quantize a bundle.
+
+    Args:
+        graphs: graph to its `litert-quantizer` entries.
+        bounds: figure to its limit; a cosine or agreement is a least value, a divergence a greatest.
+    """
+
+    name: str
+    summary: str
+    graphs: Mapping[str, list[dict[str, Any]]]
+    bounds: Mapping[str, float]
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by name, or from a user's own file (a path that ends in `.json`).
+
+    Raises:
+        UsageError: there is no such recipe.
+        ConfigError: the file isn't a recipe.
+    """
+    path = Path(name) if str(name).endswith(".json") else FOLDER / f"{name}.json"
+    if path.parent == FOLDER and path.stem not in recipe_names():
+        raise UsageError("there is no such recipe", got=name, expected=", ".join(recipe_names()) + ", or a .json file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        graphs = {graph: list(values["graphs"][graph]) for graph in GRAPHS}
+        bounds = {figure: float(values["bounds"][figure]["bound"]) for figure in BOUNDS}
+        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds)
+    except OSError as error:
+        raise UsageError("the recipe can't be read", got=error, expected="a JSON file") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path.name} isn't a recipe", got=f"{type(error).__name__}: {error}",
+                          expected=f"graphs {', '.join(GRAPHS)} and bounds {', '.join(BOUNDS)}",
+                          hint="See quantization/recipes/int8.json.") from error  # fmt: skip

@@ -1,0 +1,213 @@
+"""A bundle on disk: `manifest.json`, three graphs and a tokenizer in one folder. Opened, verified, or refused.
+
+`docs/bundle-format.md` describes the manifest field by field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from seed_story.config import CacheConfig, StoryConfig
+from seed_story.contract import GRAPHS, SCHEMA_VERSION, signatures
+from seed_story.errors import BundleError, ConfigError
+from seed_story.files import cache_dir, file_sha256
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+BUNDLE_VARIABLE = "SEED_STORY_BUNDLE"
+_EXPORT_HINT = "Make one with `make export`, or give the path of a bundle."
+
+
+def graph_file(graph: str) -> str:
+    """A graph's file name in the bundle."""
+    return f"{graph}.tflite"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a story is put to the model.
+
+    Args:
+        opening: before everything else; control tokens count in it (a chat template's first words).
+        request: after the pictures that come before any text: asks for the story and opens its turn.
+        end_tokens: control tokens that end a story.
+    """
+
+    opening: str
+    request: str
+    end_tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says, checked.
+
+    Args:
+        story: sizes of the networks.
+        prefill_sizes: N of the `prefill_N` signatures.
+        files: file name to its sha256 and size in bytes.
+        recipe: how the graphs were quantized.
+        qformer_trained: whether pictures mean anything to the story yet.
+        parity: figures of the export's gate.
+        versions: of everything that made the bundle.
+        licences: of the weights.
+    """
+
+    name: str
+    story: StoryConfig
+    cache: CacheConfig
+    prefill_sizes: tuple[int, ...]
+    prompt: Prompt
+    files: Mapping[str, tuple[str, int]]
+    recipe: str
+    qformer_trained: bool
+    parity: Mapping[str, Any]
+    versions: Mapping[str, str]
+    licences: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; `from_dict` reads it back."""
+        contract = signatures(self.story, self.cache.slots, self.prefill_sizes)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "architecture": self.story.to_dict(),
+            "cache": self.cache.to_dict(),
+            "prefill_sizes": list(self.prefill_sizes),
+            "prompt": {
+                "opening": self.prompt.opening,
+                "request": self.prompt.request,
+                "end_tokens": list(self.prompt.end_tokens),
+            },
+            "recipe": self.recipe,
+            "qformer_trained": self.qformer_trained,
+            "files": {name: {"sha256": sha, "bytes": size} for name, (sha, size) in self.files.items()},
+            "contract": {g: {s.name: s.to_dict() for s in entries} for g, entries in contract.items()},
+            "parity": dict(self.parity),
+            "versions": dict(self.versions),
+            "licences": dict(self.licences),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads a manifest.
+
+        Raises:
+            BundleError: another schema version, a missing field, a contract that isn't the one its own
+                architecture implies, or a file name that leaves the folder.
+        """
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
+            raise BundleError("the manifest has another schema version", got=version, expected=SCHEMA_VERSION,
+                              hint="Update seed-story." if newer else "Export the bundle again.")  # fmt: skip
+        try:
+            made = cls(
+                name=str(values["name"]),
+                story=StoryConfig.from_dict(values["architecture"]),
+                cache=CacheConfig.from_dict(values["cache"]),
+                prefill_sizes=tuple(int(size) for size in values["prefill_sizes"]),
+                prompt=_prompt(values["prompt"]),
+                files={_safe(name): (str(f["sha256"]), int(f["bytes"])) for name, f in values["files"].items()},
+                recipe=str(values["recipe"]),
+                qformer_trained=bool(values["qformer_trained"]),
+                parity=values["parity"],
+                versions=values["versions"],
+                licences=values["licences"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise BundleError("the manifest is damaged", got=f"{type(error).__name__}: {error}",
+                              hint="Export the bundle again.") from error  # fmt: skip
+        missing = sorted({TOKENIZER, *map(graph_file, GRAPHS)} - set(made.files))
+        if missing:
+            raise BundleError("the manifest lists too few files", got=sorted(made.files), expected=missing)
+        if values.get("contract") != json.loads(json.dumps(made.to_dict()["contract"])):
+            raise BundleError("the manifest's contract isn't the one this version knows",
+                              hint="Export the bundle again with this version.")  # fmt: skip
+        return made
+
+
+def _prompt(values: Mapping[str, Any]) -> Prompt:
+    return Prompt(str(values["opening"]), str(values["request"]), tuple(map(str, values["end_tokens"])))
+
+
+def _safe(name: str) -> str:
+    if name in ("", ".", "..") or Path(name).name != name or "\\" in name or ":" in name:
+        raise BundleError("the manifest names a file outside its folder", got=repr(name), expected="a plain name")
+    return name
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Args:
+        path: its folder.
+        manifest: what it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None = None) -> Self:
+        """Opens a bundle and checks every file's size and sha256.
+
+        Args:
+            path: its folder; by default `$SEED_STORY_BUNDLE`, else `build/story` here, else the one in the
+                user's cache folder.
+
+        Raises:
+            BundleError: there is none, it is damaged, or it is of another version.
+        """
+        folder = _find(path)
+        try:
+            text = (folder / MANIFEST).read_text(encoding="utf-8")
+            values = json.loads(text)
+        except FileNotFoundError as error:
+            raise BundleError(f"{folder} isn't a bundle", got=f"no {MANIFEST}", hint=_EXPORT_HINT) from error
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise BundleError(f"{folder / MANIFEST} can't be read", got=error, expected="JSON in UTF-8",
+                              hint="Export the bundle again.") from error  # fmt: skip
+        if not isinstance(values, dict):
+            raise BundleError(f"{folder / MANIFEST} is damaged", got=type(values).__name__, expected="an object")
+        bundle = cls(folder, Manifest.from_dict(values))
+        for name in bundle.manifest.files:
+            bundle._verify(name)
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of one of the manifest's files."""
+        return self.path / name
+
+    def _verify(self, name: str) -> None:
+        sha256, size = self.manifest.files[name]
+        file = self.file(name)
+        hint = "Copy or export the bundle again."
+        if not file.is_file() or file.is_symlink():
+            raise BundleError(f"the bundle lacks {name}", expected=f"{size} bytes at {file}", hint=hint)
+        found = file.stat().st_size
+        if found != size:
+            raise BundleError(f"{name} has another size", got=f"{found} bytes", expected=f"{size} bytes", hint=hint)
+        digest = file_sha256(file)
+        if digest != sha256:
+            raise BundleError(f"{name} is damaged", got=f"sha256 {digest}", expected=sha256, hint=hint)
+
+
+def _find(path: str | os.PathLike[str] | None) -> Path:
+    if path is not None or (path := os.environ.get(BUNDLE_VARIABLE)):
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise BundleError("there is no such bundle", got=folder, expected="a folder", hint=_EXPORT_HINT)
+        return folder
+    places = (Path("build/story"), cache_dir() / "bundles" / "story")
+    for place in places:
+        if (place / MANIFEST).is_file():
+            return place
+    raise BundleError("there is no default bundle", got=f"nothing in {' or '.join(map(str, places))}",
+                      hint=_EXPORT_HINT)  # fmt: skip

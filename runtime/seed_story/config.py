@@ -1,0 +1,432 @@
+"""The sizes of the networks and of the cache, as frozen dataclasses that every side shares.
+
+`from_hf` reads a `transformers` configuration strictly: a key that is neither consumed nor known to be harmless
+raises, so that no setting that changes the arithmetic can be dropped in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from seed_story.errors import ConfigError
+
+# Keys of a transformers configuration that don't change what a network computes.
+_BOOKKEEPING = frozenset(
+    [
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "dtype",
+        "eos_token_id",
+        "finetuning_task",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "label2id",
+        "max_position_embeddings",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "rope_interleaved",
+        "tie_encoder_decoder",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "use_cache",
+        "use_return_dict",
+    ]
+)
+
+
+def _require(condition: bool, what: str, got: object, expected: object) -> None:
+    if not condition:
+        raise ConfigError(what, got=got, expected=expected)
+
+
+class _HfReader:
+    """Takes keys out of a transformers configuration and complains about what is left."""
+
+    def __init__(self, config: Mapping[str, Any], model_types: tuple[str, ...]) -> None:
+        self._left = dict(config)
+        model_type = self._left.get("model_type")
+        _require(model_type in model_types, "model_type isn't supported", model_type, " or ".join(model_types))
+
+    def take(self, key: str, default: Any = None, *, required: bool = False) -> Any:
+        if required and key not in self._left:
+            raise ConfigError(f"the configuration lacks {key!r}", got=sorted(self._left)[:10])
+        return self._left.pop(key, default)
+
+    def must_be(self, key: str, *allowed: Any) -> None:
+        """A setting that this project has one form of; absent counts as the first allowed value."""
+        value = self._left.pop(key, allowed[0])
+        _require(value in allowed, f"{key} isn't supported", value, allowed[0])
+
+    def finish(self) -> None:
+        unknown = sorted(set(self._left) - _BOOKKEEPING)
+        if unknown:
+            raise ConfigError(
+                "the configuration has keys that this project doesn't know",
+                got=unknown[:10],
+                hint="Each may change the arithmetic: add support, or list it as bookkeeping in seed_story/config.py.",
+            )
+
+
+class _Config:
+    """What all configurations can do: to and from plain JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; raises ConfigError when a field is missing or unknown."""
+        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        if set(values) != names:
+            raise ConfigError(f"{cls.__name__} has other fields", got=sorted(values), expected=sorted(names))
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class VisionConfig(_Config):
+    """A vision transformer: DINOv2 (layer_scale, position grid of another size) or the plain HF ViT.
+
+    Args:
+        feature_layer: the features are the output of this many blocks (1 to num_layers).
+        final_norm: whether the network's last LayerNorm is applied to the features.
+        pretrained_grid: side of the stored position grid, in patches; interpolated to `grid`.
+        image_mean, image_std: per channel, for pixels in 0..1; folded into the graph.
+        trainable_blocks: how many last blocks training may change (the paper's recipe: 4).
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_size: int = 384
+    intermediate_size: int = 1536
+    num_layers: int = 12
+    num_heads: int = 6
+    layer_norm_eps: float = 1e-6
+    layer_scale: bool = True
+    pretrained_grid: int = 37
+    feature_layer: int = 11
+    final_norm: bool = False
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    trainable_blocks: int = 4
+
+    def __post_init__(self) -> None:
+        _require(self.image_size % self.patch_size == 0, "image_size isn't a multiple of patch_size",
+                 self.image_size, f"a multiple of {self.patch_size}")  # fmt: skip
+        _require(self.hidden_size % self.num_heads == 0, "hidden_size isn't a multiple of num_heads",
+                 self.hidden_size, f"a multiple of {self.num_heads}")  # fmt: skip
+        _require(1 <= self.feature_layer <= self.num_layers, "feature_layer is out of range",
+                 self.feature_layer, f"1 to {self.num_layers}")  # fmt: skip
+        _require(0 <= self.trainable_blocks <= self.num_layers, "trainable_blocks is out of range",
+                 self.trainable_blocks, f"0 to {self.num_layers}")  # fmt: skip
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the features: the class token and the patches."""
+        return self.grid**2 + 1
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A few thousand parameters, for tests."""
+        return cls(image_size=28, hidden_size=16, intermediate_size=32, num_layers=3, num_heads=2,
+                   pretrained_grid=3, feature_layer=2, trainable_blocks=1)  # fmt: skip
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], *, image_size: int = 224, feature_layer: int | None = None) -> Self:
+        """From a `Dinov2Config` or `ViTConfig` dictionary.
+
+        Args:
+            image_size: side of the pictures the graph takes, in pixels.
+            feature_layer: see the class; by default the last block, with the final norm.
+        """
+        reader = _HfReader(config, ("dinov2", "vit"))
+        dinov2 = reader.take("model_type") == "dinov2"
+        hidden_size = reader.take("hidden_size", 768)
+        num_layers = reader.take("num_hidden_layers", 12)
+        patch_size = reader.take("patch_size", 14 if dinov2 else 16)
+        trained_size = reader.take("image_size", 518 if dinov2 else 224)
+        reader.must_be("hidden_act", "gelu")
+        reader.must_be("qkv_bias", True)
+        reader.must_be("num_channels", 3)
+        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "layerscale_value",
+                    "out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states",
+                    "use_mask_token", "encoder_stride", "pooler_output_size", "pooler_act"):  # fmt: skip
+            reader.take(key)  # training only, or about outputs that this project doesn't use
+        if dinov2:
+            reader.must_be("use_swiglu_ffn", False)
+            intermediate_size = hidden_size * reader.take("mlp_ratio", 4)
+        else:
+            intermediate_size = reader.take("intermediate_size", 3072)
+        made = cls(
+            image_size=image_size,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=num_layers,
+            num_heads=reader.take("num_attention_heads", 12),
+            layer_norm_eps=reader.take("layer_norm_eps", 1e-6 if dinov2 else 1e-12),
+            layer_scale=dinov2,
+            pretrained_grid=trained_size // patch_size,
+            feature_layer=feature_layer or num_layers,
+            final_norm=feature_layer is None,
+            image_mean=cls.image_mean if dinov2 else (0.5, 0.5, 0.5),
+            image_std=cls.image_std if dinov2 else (0.5, 0.5, 0.5),
+            trainable_blocks=min(4, num_layers),
+        )
+        reader.finish()
+        return made
+
+
+@dataclass(frozen=True)
+class QFormerConfig(_Config):
+    """A Q-Former: learnable queries that read a picture's features.
+
+    Args:
+        groups: groups of the Group Normalization (divides hidden_size).
+        layer_scale_init: the starting value of every Layer Scale vector.
+        vision_size, llm_size: widths of what comes in and of what goes out.
+    """
+
+    num_queries: int = 16
+    hidden_size: int = 384
+    intermediate_size: int = 1536
+    num_layers: int = 2
+    num_heads: int = 6
+    groups: int = 8
+    dropout: float = 0.1
+    layer_scale_init: float = 1e-4
+    norm_eps: float = 1e-5
+    vision_size: int = 384
+    llm_size: int = 576
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "groups"):
+            _require(self.hidden_size % getattr(self, name) == 0, f"hidden_size isn't a multiple of {name}",
+                     self.hidden_size, f"a multiple of {getattr(self, name)}")  # fmt: skip
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A few thousand parameters, for tests; fits `VisionConfig.tiny()` and `LlamaConfig.tiny()`."""
+        return cls(num_queries=4, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, groups=4,
+                   vision_size=16, llm_size=24)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RopeScaling(_Config):
+    """How RoPE's frequencies are stretched for longer contexts.
+
+    Args:
+        kind: `linear` (all frequencies divided by factor) or `llama3` (Llama 3.1's smooth band).
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("linear", "llama3"), "rope scaling isn't supported", self.kind, "linear or llama3")
+
+
+@dataclass(frozen=True)
+class LlamaConfig(_Config):
+    """A LLaMA decoder: Llama 2 and 3, TinyLlama, SmolLM2 and their family.
+
+    Args:
+        max_position: the longest sequence it was trained on; the attention sink does not need more.
+    """
+
+    vocab_size: int = 49152
+    hidden_size: int = 576
+    intermediate_size: int = 1536
+    num_layers: int = 30
+    num_heads: int = 9
+    num_kv_heads: int = 3
+    head_dim: int = 64
+    rope_theta: float = 100_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    max_position: int = 8192
+
+    def __post_init__(self) -> None:
+        _require(self.num_heads % self.num_kv_heads == 0, "num_heads isn't a multiple of num_kv_heads",
+                 self.num_heads, f"a multiple of {self.num_kv_heads}")  # fmt: skip
+        _require(self.head_dim % 2 == 0, "head_dim is odd", self.head_dim, "an even number")
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A few thousand parameters, for tests."""
+        return cls(vocab_size=320, hidden_size=24, intermediate_size=48, num_layers=2, num_heads=6, num_kv_heads=2,
+                   head_dim=8, rope_theta=10_000.0, max_position=128)  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        scaling = values.get("rope_scaling")
+        return super().from_dict({**values, "rope_scaling": scaling and RopeScaling.from_dict(scaling)})
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+        """From a `transformers.LlamaConfig` dictionary (both spellings of the rope keys)."""
+        reader = _HfReader(config, ("llama",))
+        reader.take("model_type")
+        reader.must_be("hidden_act", "silu")
+        reader.must_be("attention_bias", False)
+        reader.must_be("mlp_bias", False)
+        reader.take("attention_dropout")  # training only
+        hidden_size = reader.take("hidden_size", required=True)
+        num_heads = reader.take("num_attention_heads", required=True)
+        rope = dict(reader.take("rope_parameters") or reader.take("rope_scaling") or {})
+        reader.take("rope_scaling")
+        theta = rope.pop("rope_theta", None)
+        max_position = config.get("max_position_embeddings", 2048)
+        made = cls(
+            vocab_size=reader.take("vocab_size", required=True),
+            hidden_size=hidden_size,
+            intermediate_size=reader.take("intermediate_size", required=True),
+            num_layers=reader.take("num_hidden_layers", required=True),
+            num_heads=num_heads,
+            num_kv_heads=reader.take("num_key_value_heads") or num_heads,
+            head_dim=reader.take("head_dim") or hidden_size // num_heads,
+            rope_theta=float(reader.take("rope_theta", None) or theta or 10_000.0),
+            rope_scaling=_rope_scaling(rope, max_position),
+            rms_norm_eps=reader.take("rms_norm_eps", 1e-6),
+            tie_word_embeddings=bool(reader.take("tie_word_embeddings", False)),
+            max_position=max_position,
+        )
+        reader.finish()
+        return made
+
+
+def _rope_scaling(rope: dict[str, Any], max_position: int) -> RopeScaling | None:
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope.pop("type", None)
+    if kind == "default":
+        return None
+    made = RopeScaling(
+        kind=kind,
+        factor=float(rope.pop("factor")),
+        low_freq_factor=float(rope.pop("low_freq_factor", 1.0)),
+        high_freq_factor=float(rope.pop("high_freq_factor", 4.0)),
+        original_max_position=int(rope.pop("original_max_position_embeddings", max_position)),
+    )
+    if rope:
+        raise ConfigError("rope scaling has unknown keys", got=sorted(rope))
+    return made
+
+
+@dataclass(frozen=True)
+class CacheConfig(_Config):
+    """The geometry of the cache: slots are `[text sinks | picture anchors | ring]`.
+
+    Args:
+        slots: all of them, fixed for ever.
+        sinks: the first tokens of the story, kept for ever (StreamingLLM, arXiv 2309.17453).
+        anchors: kept for picture tokens that left the ring (SEED-Story, arXiv 2407.08683); 0 for none.
+    """
+
+    slots: int = 512
+    sinks: int = 4
+    anchors: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.sinks >= 0 and self.anchors >= 0, "a region of the cache is negative",
+                 (self.sinks, self.anchors), "0 or more")  # fmt: skip
+        _require(self.ring >= 1, "the cache has no room for a ring", self.slots, f"more than {self.kept} slots")
+
+    @property
+    def kept(self) -> int:
+        """Slots that never rotate out: sinks and anchors."""
+        return self.sinks + self.anchors
+
+    @property
+    def ring(self) -> int:
+        """Slots of the ring, which holds the newest tokens."""
+        return self.slots - self.kept
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests: wraps after a dozen tokens."""
+        return cls(slots=12, sinks=2)
+
+
+@dataclass(frozen=True)
+class StoryConfig(_Config):
+    """Everything that says what a story model is; the networks' sizes agree with each other."""
+
+    vision: VisionConfig
+    qformer: QFormerConfig
+    llama: LlamaConfig
+
+    def __post_init__(self) -> None:
+        _require(self.qformer.vision_size == self.vision.hidden_size, "the Q-Former reads other features",
+                 self.qformer.vision_size, self.vision.hidden_size)  # fmt: skip
+        _require(self.qformer.llm_size == self.llama.hidden_size, "the Q-Former writes another width",
+                 self.qformer.llm_size, self.llama.hidden_size)  # fmt: skip
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests."""
+        return cls(VisionConfig.tiny(), QFormerConfig.tiny(), LlamaConfig.tiny())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(
+            VisionConfig.from_dict(values["vision"]),
+            QFormerConfig.from_dict(values["qformer"]),
+            LlamaConfig.from_dict(values["llama"]),
+        )
+
+
+def rope_frequencies(config: LlamaConfig) -> list[float]:
+    """RoPE's angular frequencies, `[head_dim / 2]`, in float64, radians a token.
+
+    Source: RoFormer (arXiv 2104.09864); the llama3 band as in the Llama 3.1 release.
+    """
+    half = config.head_dim // 2
+    base = [config.rope_theta ** (-i / half) for i in range(half)]
+    scaling = config.rope_scaling
+    if scaling is None:
+        return base
+    if scaling.kind == "linear":
+        return [f / scaling.factor for f in base]
+    return [_llama3_frequency(f, scaling) for f in base]
+
+
+def _llama3_frequency(frequency: float, scaling: RopeScaling) -> float:
+    turns = scaling.original_max_position * frequency / (2 * math.pi)
+    if turns >= scaling.high_freq_factor:
+        return frequency
+    if turns <= scaling.low_freq_factor:
+        return frequency / scaling.factor
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return (1 - smooth) * frequency / scaling.factor + smooth * frequency

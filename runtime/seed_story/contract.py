@@ -1,0 +1,141 @@
+"""The contract between exporter and runtime: every graph's signatures, tensor names, shapes and dtypes.
+
+Both sides import this file and nothing else says these facts. A bundle repeats its contract in the manifest, and
+the runtime refuses a bundle whose graphs disagree with what its configuration implies here.
+
+The decoder never owns the cache. Its inputs and outputs, for N tokens, `prefill_N` and `decode` (N = 1):
+
+    embeddings       [N, hidden]                 what the N tokens are, oldest first; a shorter chunk sits at the END
+    cos, sin         [N, 2, head_dim]            rotation of each token: 0 by its absolute position (it scores the
+                                                 ring and its own chunk), 1 by its in-cache position (it scores the
+                                                 kept slots); sin's first half is negated
+    region           [2, slots]                  1 where a slot belongs to the ring (row 0) or is kept (row 1)
+    mask             [N, slots + N]              additive; 0 where a token may look, MASKED where it may not
+    kv_cache_k_i     [kv_heads, slots, head_dim] layer i's keys, rotated; kv_cache_v_i its values
+    -> logits        [1, vocab]                  of the last token
+    -> k, v          [layers, kv_heads, N, head_dim]  the new keys (rotated by rotation 0) and values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seed_story.config import LlamaConfig, QFormerConfig, StoryConfig, VisionConfig
+
+SCHEMA_VERSION = 1
+"""Of the manifest; a runtime reads its own version only."""
+
+VIT, QFORMER, DECODER = "vit", "qformer", "decoder"
+GRAPHS = (VIT, QFORMER, DECODER)
+ENCODE, PROJECT, EMBED, DECODE = "encode", "project", "embed", "decode"
+PREFILL_SIZES = (16, 64, 128)
+
+BEGIN_PICTURE, END_PICTURE = "<|picture|>", "<|/picture|>"
+"""The control tokens around a picture's embeddings."""
+
+MASKED = -1.0e9
+"""What the mask adds where a token may not look; finite, so that a row of nothing else is no NaN."""
+
+
+def prefill_name(size: int) -> str:
+    """The signature that takes `size` tokens; `decode` takes one."""
+    return DECODE if size == 1 else f"prefill_{size}"
+
+
+def key_cache(layer: int) -> str:
+    """The name of a layer's key cache, as LiteRT's own runners spell it."""
+    return f"kv_cache_k_{layer}"
+
+
+def value_cache(layer: int) -> str:
+    """The name of a layer's value cache."""
+    return f"kv_cache_v_{layer}"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a signature."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One entry point of a graph."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest says it: name to `[dtype, *shape]`."""
+        return {
+            side: {spec.name: [spec.dtype, *spec.shape] for spec in specs}
+            for side, specs in (("inputs", self.inputs), ("outputs", self.outputs))
+        }
+
+
+def vit_signatures(config: VisionConfig) -> tuple[Signature, ...]:
+    """The vision transformer: pixels in 0..1, RGB, to features (class token, then patches)."""
+    size = config.image_size
+    return (
+        Signature(
+            ENCODE,
+            (TensorSpec("image", (1, size, size, 3)),),
+            (TensorSpec("features", (1, config.tokens, config.hidden_size)),),
+        ),
+    )
+
+
+def qformer_signatures(config: QFormerConfig, feature_tokens: int) -> tuple[Signature, ...]:
+    """The Q-Former: features to embeddings that the decoder reads."""
+    return (
+        Signature(
+            PROJECT,
+            (TensorSpec("features", (1, feature_tokens, config.vision_size)),),
+            (TensorSpec("image_embeddings", (1, config.num_queries, config.llm_size)),),
+        ),
+    )
+
+
+def decoder_step(config: LlamaConfig, slots: int, size: int) -> Signature:
+    """`prefill_N` or `decode`; see the top of this file."""
+    cache = (config.num_kv_heads, slots, config.head_dim)
+    new = (config.num_layers, config.num_kv_heads, size, config.head_dim)
+    layers = range(config.num_layers)
+    return Signature(
+        prefill_name(size),
+        (
+            TensorSpec("embeddings", (size, config.hidden_size)),
+            TensorSpec("cos", (size, 2, config.head_dim)),
+            TensorSpec("sin", (size, 2, config.head_dim)),
+            TensorSpec("region", (2, slots)),
+            TensorSpec("mask", (size, slots + size)),
+            *(TensorSpec(key_cache(i), cache) for i in layers),
+            *(TensorSpec(value_cache(i), cache) for i in layers),
+        ),
+        (TensorSpec("logits", (1, config.vocab_size)), TensorSpec("k", new), TensorSpec("v", new)),
+    )
+
+
+def decoder_signatures(config: LlamaConfig, slots: int, prefill_sizes: Sequence[int]) -> tuple[Signature, ...]:
+    """The decoder's entry points: token to embedding, the prefills, and the single step."""
+    embed = Signature(
+        EMBED,
+        (TensorSpec("token", (1,), "int32"),),
+        (TensorSpec("embeddings", (1, config.hidden_size)),),
+    )
+    return (embed, *(decoder_step(config, slots, size) for size in (*prefill_sizes, 1)))
+
+
+def signatures(config: StoryConfig, slots: int, prefill_sizes: Sequence[int]) -> dict[str, tuple[Signature, ...]]:
+    """All of a bundle's signatures, by graph."""
+    return {
+        VIT: vit_signatures(config.vision),
+        QFORMER: qformer_signatures(config.qformer, config.vision.tokens),
+        DECODER: decoder_signatures(config.llama, slots, prefill_sizes),
+    }

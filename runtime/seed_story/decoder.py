@@ -1,0 +1,99 @@
+"""The decoder loop: any number of embeddings in, the logits of the last one out, through graphs of fixed sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from seed_story.backends import Graph, GraphSignature
+from seed_story.backends.base import Array
+from seed_story.cache import SinkCache
+from seed_story.config import CacheConfig, LlamaConfig
+from seed_story.contract import EMBED, decoder_signatures
+
+_CALL_COST = 8
+"""What a call costs beyond its tokens, in tokens; measured on two x86-64 cores, and not sensitive."""
+
+
+def next_chunk(left: int, sizes: Sequence[int], most: int) -> tuple[int, int]:
+    """Which graph to call next, and with how many tokens: the one that spends least a token.
+
+    Args:
+        left: tokens still to be fed, at least 1.
+        sizes: N of the graphs there are; 1 is among them.
+        most: tokens that one call may take.
+
+    Returns:
+        N of the graph, and how many of the tokens to give it.
+    """
+
+    def use(size: int) -> float:
+        return min(size, left, most) / (size + _CALL_COST)
+
+    size = max(sizes, key=use)
+    return size, min(size, left, most)
+
+
+class Decoder:
+    """The LLaMA graph and its cache.
+
+    Args:
+        graph: `decoder.tflite`, loaded; this object owns it from now on.
+    """
+
+    def __init__(self, graph: Graph, llama: LlamaConfig, cache: CacheConfig, prefill_sizes: Sequence[int]) -> None:
+        self._graph, self._llama = graph, llama
+        self.cache = SinkCache(llama, cache)
+        memory = self.cache.memory()
+        embed, *steps = decoder_signatures(llama, cache.slots, prefill_sizes)
+        assert embed.name == EMBED
+        self._embed = graph.bind(embed)
+        self._steps: dict[int, GraphSignature] = {
+            size: graph.bind(step, memory) for size, step in zip((*prefill_sizes, 1), steps, strict=True)
+        }
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """N of the graphs there are, 1 among them."""
+        return tuple(self._steps)
+
+    def embed(self, token_ids: Sequence[int]) -> Array:
+        """Token ids to embeddings, float32 `[len(token_ids), hidden]`."""
+        rows = np.empty((len(token_ids), self._llama.hidden_size), np.float32)
+        for row, token_id in zip(rows, token_ids, strict=True):
+            self._embed.inputs["token"][0] = token_id
+            self._embed.run()
+            row[:] = self._embed.outputs["embeddings"][0]
+        return rows
+
+    def feed(self, embeddings: Array) -> Array:
+        """Continues the sequence by `embeddings`, float32 `[n, hidden]`, n >= 1.
+
+        Returns:
+            The logits after the last one, float32 `[vocab]`: a view that the next call overwrites.
+        """
+        logits: Array | None = None
+        start = 0
+        while start < len(embeddings):
+            size, count = next_chunk(len(embeddings) - start, self.sizes, self.cache.max_chunk)
+            logits = self._step(self._steps[size], embeddings[start : start + count])
+            start += count
+        assert logits is not None, "feed() needs at least one embedding"
+        return logits
+
+    def step(self, token_id: int) -> Array:
+        """Continues the sequence by one token; see `feed`."""
+        return self.feed(self.embed([token_id]))
+
+    def _step(self, graph: GraphSignature, embeddings: Array) -> Array:
+        count = len(embeddings)
+        graph.inputs["embeddings"][-count:] = embeddings
+        self.cache.fill(graph.inputs, count)
+        graph.run()
+        self.cache.store(graph.outputs["k"], graph.outputs["v"], count)
+        return np.asarray(graph.outputs["logits"][0])
+
+    def close(self) -> None:
+        """Frees the graph."""
+        self._graph.close()

@@ -1,0 +1,59 @@
+"""Where an engine keeps its own form of a graph's weights, so that the next load maps it instead of making it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from seed_story.files import cache_dir
+
+
+def _cpu() -> str:
+    """What the packed form depends on of this machine: its instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
+
+
+def packed_path(graph_sha256: str) -> Path:
+    """The file for a graph on this machine with this engine: another of any gets another file."""
+    try:
+        version = metadata.version("ai-edge-litert")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    key = hashlib.sha256(f"{graph_sha256} {version} {platform.machine()} {_cpu()}".encode()).hexdigest()
+    return cache_dir() / "packed" / f"{key[:32]}.xnnpack"
+
+
+@contextlib.contextmanager
+def packed_weights(graph_sha256: str) -> Iterator[Path | None]:
+    """A path to load with; a file that this load makes gets its final name only when the load is over.
+
+    Yields None where the cache folder can't be written to: the engine then packs anew at every load.
+    """
+    final = packed_path(graph_sha256)
+    if final.is_file():
+        yield final
+        return
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        made = final.with_suffix(f".{os.getpid()}.part")
+        made.unlink(missing_ok=True)
+        made.touch()
+        made.unlink()
+    except OSError:
+        yield None
+        return
+    try:
+        yield made
+        if made.is_file():
+            made.replace(final)
+    finally:
+        made.unlink(missing_ok=True)

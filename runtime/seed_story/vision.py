@@ -1,0 +1,56 @@
+"""Pictures to embeddings: the vision transformer, then the Q-Former. Loaded when the first picture comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from seed_story.backends import Graph, GraphSignature, open_graph
+from seed_story.config import StoryConfig
+from seed_story.contract import qformer_signatures, vit_signatures
+
+
+class Vision:
+    """The two picture graphs.
+
+    Args:
+        paths: of `vit.tflite` and `qformer.tflite`.
+    """
+
+    def __init__(self, paths: tuple[Path, Path], story: StoryConfig, *, backend: str, threads: int) -> None:
+        self._paths, self._story, self._backend, self._threads = paths, story, backend, threads
+        self._graphs: list[Graph] = []
+        self._bound: list[GraphSignature] = []
+
+    def _load(self) -> tuple[GraphSignature, GraphSignature]:
+        if not self._bound:
+            entries = (
+                vit_signatures(self._story.vision)[0],
+                qformer_signatures(self._story.qformer, self._story.vision.tokens)[0],
+            )
+            self._graphs = [open_graph(p, backend=self._backend, threads=self._threads) for p in self._paths]
+            self._bound = [graph.bind(entry) for graph, entry in zip(self._graphs, entries, strict=True)]
+        vit, qformer = self._bound
+        return vit, qformer
+
+    def features(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Pixels `[1, size, size, 3]` in 0..1 to features `[1, tokens, vision_hidden]`, a view."""
+        vit, _ = self._load()
+        vit.inputs["image"][:] = pixels
+        vit.run()
+        return np.asarray(vit.outputs["features"])
+
+    def embeddings(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Pixels `[1, size, size, 3]` in 0..1 to decoder embeddings `[queries, hidden]`."""
+        _, qformer = self._load()
+        qformer.inputs["features"][:] = self.features(pixels)
+        qformer.run()
+        return np.array(qformer.outputs["image_embeddings"][0])
+
+    def close(self) -> None:
+        """Frees the graphs."""
+        for graph in self._graphs:
+            graph.close()
+        self._graphs, self._bound = [], []

@@ -1,0 +1,39 @@
+"""What several folders of tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports the tiny preset (random weights, a tokenizer of bytes) with a recipe; once for each recipe."""
+    made: dict[str, Path] = {}
+
+    def export(recipe: str) -> Path:
+        if recipe not in made:
+            from export.export import ExportOptions, export_bundle
+            from export.source import load_source
+            from quantization.recipe import load_recipe
+            from seed_story.config import CacheConfig
+
+            options = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8))
+            out = tmp_path_factory.mktemp("bundles") / recipe
+            made[recipe] = export_bundle(load_source("tiny"), load_recipe(recipe), out, options).path
+        return made[recipe]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(export_tiny: Callable[[str], Path]) -> Path:
+    """A tiny float32 bundle; don't change it, copy it."""
+    return export_tiny("float32")

@@ -1,0 +1,535 @@
+"""The exported decoder and its cache, driven far past capacity, against StreamingLLM told plainly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import pytest
+import torch
+import transformers
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from export.decoder_graph import skeleton_weight, weight_shapes
+from export.flatbuffer import fill_skeleton
+from seed_story.backends.base import Array
+from seed_story.config import CacheConfig
+from seed_story.contract import EMBED
+from seed_story.decoder import Decoder, next_chunk
+from seed_story.errors import UsageError
+from tests.compare import assert_close
+from tests.export.tiny_decoders import SIZES, VARIANTS, TinyDecoder, loud_llama
+from tests.reference.streaming_llama import StreamingLlama
+
+Tiny = Callable[[str], TinyDecoder]
+Open = Callable[..., Decoder]
+
+GEOMETRIES = [
+    ("gqa", CacheConfig(12, 2)),
+    ("gqa", CacheConfig(12, 0)),
+    ("gqa", CacheConfig(12, 2, 3)),  # anchors that nobody fills must change nothing
+    ("gqa", CacheConfig(12, 9)),  # a ring smaller than every prefill
+    ("gqa", CacheConfig(12, 11)),  # a ring of one
+    ("mha", CacheConfig(20, 4)),
+    ("mha", CacheConfig(20, 0)),
+    ("mqa", CacheConfig(10, 3)),
+]
+every_geometry = pytest.mark.parametrize(
+    ("name", "cache"), GEOMETRIES, ids=[f"{n}-{c.slots}-{c.sinks}-{c.anchors}" for n, c in GEOMETRIES]
+)
+CACHE = CacheConfig(12, 2)
+
+
+def length(cache: CacheConfig) -> int:
+    """Tokens that fill the cache more than three times, and end in the middle of the ring."""
+    return 3 * cache.slots + 5
+
+
+def feed_in(decoder: Decoder, embeddings: Array, chunks: Sequence[int]) -> list[Array]:
+    """The logits after each chunk."""
+    assert sum(chunks) == len(embeddings)
+    ends = np.cumsum(chunks)
+    return [decoder.feed(embeddings[end - n : end]).copy() for n, end in zip(chunks, ends, strict=True)]
+
+
+# --------------------------------------------------------------------------------
+# The reference itself
+
+
+def hugging_face(name: str, layers: int | None = None) -> tuple[transformers.LlamaForCausalLM, dict[str, Array], Any]:
+    config, _ = VARIANTS[name]
+    config = replace(config, num_layers=layers or config.num_layers)
+    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    if scaling := config.rope_scaling:
+        rope.update(rope_type=scaling.kind, factor=scaling.factor)
+        if scaling.kind == "llama3":
+            rope.update(
+                low_freq_factor=scaling.low_freq_factor,
+                high_freq_factor=scaling.high_freq_factor,
+                original_max_position_embeddings=scaling.original_max_position,
+            )
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
+            tie_word_embeddings=config.tie_word_embeddings,
+            max_position_embeddings=config.max_position,
+            rope_parameters=rope,
+        )
+    )
+    weights = loud_llama(config, seed=5)
+    left = theirs.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()}, strict=False)
+    assert not left.unexpected_keys
+    assert left.missing_keys == (["lm_head.weight"] if config.tie_word_embeddings else [])
+    theirs.tie_weights()
+    return theirs.eval(), weights, config
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reference_equals_transformers_while_nothing_is_forgotten(name: str) -> None:
+    theirs, weights, config = hugging_face(name)
+    x = np.random.default_rng(3).normal(0, 0.5, (30, config.hidden_size)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(inputs_embeds=torch.from_numpy(x)[None]).logits[0]
+    assert_close(StreamingLlama(config, weights, 4, 26).feed(x), expected, "decoder_graph")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reference_past_capacity_equals_a_fresh_start_on_what_is_kept(name: str) -> None:
+    """With one layer a key depends on its own token only: what is kept, told anew, gives the same."""
+    theirs, weights, config = hugging_face(name, layers=1)
+    x = np.random.default_rng(3).normal(0, 0.5, (25, config.hidden_size)).astype(np.float32)
+    ours = StreamingLlama(config, weights, sinks=2, newest=5).feed(x)
+    for token in range(len(x)):
+        kept = np.concatenate([x[: min(2, token + 1)], x[max(2, token - 4) : token + 1]])
+        with torch.no_grad():
+            expected = theirs(inputs_embeds=torch.from_numpy(kept)[None]).logits[0, -1]
+        assert_close(ours[token], expected, "decoder_graph")
+
+
+# --------------------------------------------------------------------------------
+# Logits
+
+
+@every_geometry
+def test_token_by_token(tiny_decoder: Tiny, open_decoder: Open, name: str, cache: CacheConfig) -> None:
+    tiny = tiny_decoder(name)
+    x = tiny.embeddings(length(cache))
+    expected = tiny.reference(cache).feed(x)
+    decoder = open_decoder(tiny, cache)
+    for token in range(len(x)):
+        assert_close(decoder.feed(x[token : token + 1]), expected[token], "decoder_graph")
+
+
+@every_geometry
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_any_schedule_of_chunks(
+    tiny_decoder: Tiny, open_decoder: Open, name: str, cache: CacheConfig, seed: int
+) -> None:
+    """The same logits as one by one, whatever was told at once: by the reference, and by decode itself."""
+    tiny = tiny_decoder(name)
+    x = tiny.embeddings(length(cache), seed)
+    expected = tiny.reference(cache).feed(x)
+    singles = feed_in(open_decoder(tiny, cache), x, [1] * len(x))
+    random = np.random.default_rng(seed)
+    for sizes in (SIZES, (8,), (4,)):  # with fewer graphs, more padding
+        chunks: list[int] = []
+        while left := len(x) - sum(chunks):
+            chunks.append(min(left, int(random.integers(1, random.choice([3, 10, 18])))))
+        decoder = open_decoder(tiny, cache, SIZES)
+        for size in set(SIZES) - set(sizes):
+            del decoder._steps[size]
+        for got, end in zip(feed_in(decoder, x, chunks), np.cumsum(chunks), strict=True):
+            assert_close(got, expected[end - 1], "decoder_graph")
+            assert_close(got, singles[end - 1], "decoder_graph")
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 24, 41])
+@pytest.mark.parametrize("cache", [CACHE, CacheConfig(12, 0)], ids=["sinks", "no-sinks"])
+def test_the_first_chunk_of_any_size(tiny_decoder: Tiny, open_decoder: Open, cache: CacheConfig, first: int) -> None:
+    """One token; N and one more; the ring's size and one more, the cache's, and more than three of it."""
+    tiny = tiny_decoder("gqa")
+    x = tiny.embeddings(41, seed=first)
+    expected = tiny.reference(cache).feed(x)
+    decoder = open_decoder(tiny, cache)
+    assert_close(decoder.feed(x[:first]), expected[first - 1], "decoder_graph")
+    for token in range(first, min(first + 4, 41)):
+        assert_close(decoder.feed(x[token : token + 1]), expected[token], "decoder_graph")
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_every_fill_of_a_prefill_graph(tiny_decoder: Tiny, open_decoder: Open, size: int) -> None:
+    """1 to N tokens at the end of N rows, at every turn of the ring; the other rows don't matter."""
+    tiny = tiny_decoder("gqa")
+    for count in range(1, size + 1):
+        decoder = open_decoder(tiny, CACHE)
+        graph = decoder._steps[size]
+        x = tiny.embeddings(5 * count + 30, seed=count)
+        expected = tiny.reference(CACHE).feed(x)
+        for end in range(count, len(x) + 1, count):
+            for array in (graph.inputs["embeddings"], graph.inputs["cos"], graph.inputs["sin"]):
+                array[: size - count] = 1e3
+            assert_close(decoder._step(graph, x[end - count : end]), expected[end - 1], "decoder_graph")
+
+
+def test_tokens_by_their_ids(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    tiny = tiny_decoder("mha")
+    cache = CacheConfig(20, 4)
+    decoder, reference = open_decoder(tiny, cache), tiny.reference(cache)
+    table = tiny.weights["model.embed_tokens.weight"]
+    ids = [int(i) for i in np.random.default_rng(0).integers(0, len(table), 30)] + [0, len(table) - 1]
+    for token_id in ids:
+        assert_close(decoder.step(token_id), reference.step(table[token_id]), "decoder_graph")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_embed_gives_the_tables_rows(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None:
+    tiny = tiny_decoder(name)
+    table = tiny.weights["model.embed_tokens.weight"]
+    ids = [0, 5, 5, len(table) - 1, 77]
+    got = open_decoder(tiny, CacheConfig(tiny.slots, 2)).embed(ids)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, table[ids])
+
+
+# --------------------------------------------------------------------------------
+# The cache behind them
+
+
+def check_slots(decoder: Decoder, reference: StreamingLlama) -> None:
+    """Every slot: whose it is, the key rotated at that token's absolute position, and the value."""
+    cache, told = decoder.cache, len(reference.keys[0])
+    sinks, kept, ring = cache.config.sinks, cache.config.kept, cache.config.ring
+    held = {p: p for p in range(min(sinks, told))}  # slot to token
+    held |= {kept + (p - sinks) % ring: p for p in range(max(sinks, told - ring), told)}
+    for slot in range(cache.config.slots):
+        token = held.get(slot, -1)
+        assert cache.slot_positions[slot] == token
+        for layer in range(len(cache.keys)):
+            key, value = cache.keys[layer, :, slot], cache.values[layer, :, slot]
+            if token < 0:
+                assert not key.any()
+                assert not value.any()
+            else:
+                expected = reference.rotate(reference.keys[layer][token], token)
+                assert_close(key, expected, "decoder_graph")
+                assert_close(value, reference.values[layer][token], "decoder_graph")
+
+
+@every_geometry
+def test_slot_by_slot(tiny_decoder: Tiny, open_decoder: Open, name: str, cache: CacheConfig) -> None:
+    tiny = tiny_decoder(name)
+    x = tiny.embeddings(length(cache))
+    reference, decoder = tiny.reference(cache), open_decoder(tiny, cache)
+    for token in range(len(x)):
+        before = decoder.cache.keys.copy(), decoder.cache.values.copy(), decoder.cache.slot_positions.copy()
+        decoder.feed(x[token : token + 1])
+        reference.step(x[token])
+        check_slots(decoder, reference)
+        (slot,) = np.flatnonzero(decoder.cache.slot_positions != before[2])
+        np.testing.assert_array_equal(np.delete(decoder.cache.keys, slot, 2), np.delete(before[0], slot, 2))
+        np.testing.assert_array_equal(np.delete(decoder.cache.values, slot, 2), np.delete(before[1], slot, 2))
+
+
+@every_geometry
+def test_slot_by_slot_in_chunks(tiny_decoder: Tiny, open_decoder: Open, name: str, cache: CacheConfig) -> None:
+    tiny = tiny_decoder(name)
+    x = tiny.embeddings(length(cache))
+    reference, decoder = tiny.reference(cache), open_decoder(tiny, cache)
+    start = 0
+    for count in (1, 2, 7, 5, 3, 9, 8, 4, 11, 6):
+        if start < len(x):
+            reference.feed(x[start : start + count])
+            decoder.feed(x[start : start + count])
+            check_slots(decoder, reference)
+        start += count
+
+
+def test_after_a_million_tokens(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    """Only differences of positions count: a story moved by a million tokens goes on as if it weren't."""
+    tiny = tiny_decoder("gqa")
+    x = tiny.embeddings(70)
+    reference, decoder = tiny.reference(CACHE), open_decoder(tiny, CACHE)
+    expected = reference.feed(x)
+    decoder.feed(x[:30])
+    cache, moved = decoder.cache, CACHE.ring * 100_000
+    for slot in range(CACHE.kept, CACHE.slots):
+        token = int(cache.slot_positions[slot])
+        for layer in range(tiny.config.num_layers):
+            cache.keys[layer, :, slot] = reference.rotate(reference.keys[layer][token], token + moved)
+        cache.slot_positions[slot] += moved
+    cache.position += moved
+    for token in range(30, 50):
+        assert_close(decoder.feed(x[token : token + 1]), expected[token], "decoder_graph")
+    assert_close(decoder.feed(x[50:57]), expected[56], "decoder_graph")
+    assert_close(decoder.feed(x[57:]), expected[69], "decoder_graph")
+    assert cache.position == 1_000_070
+
+
+def addresses(decoder: Decoder) -> list[tuple[int, int]]:
+    arrays = [decoder.cache.keys, decoder.cache.values, decoder.cache.region, decoder.cache.slot_positions]
+    for graph in (decoder._embed, *decoder._steps.values()):
+        arrays += [*graph.inputs.values(), *graph.outputs.values()]
+    return [(array.ctypes.data, array.nbytes) for array in arrays]
+
+
+def test_nothing_grows_and_reset_starts_anew_bit_by_bit(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    tiny = tiny_decoder("gqa")
+    x = tiny.embeddings(60)
+    chunks = [1, 9, 2, 1, 14, 1, 1, 8, 4, 5, 1, 12, 1]
+    decoder = open_decoder(tiny, CACHE)
+    before = addresses(decoder)
+    first = feed_in(decoder, x, chunks)
+    assert addresses(decoder) == before
+    for _ in range(2):
+        decoder.cache.reset()
+        again = feed_in(decoder, x, chunks)
+        for a, b in zip(first, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert addresses(decoder) == before
+
+
+def test_a_step_of_the_wrong_size_is_refused(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    cache = CacheConfig(12, 9)
+    decoder = open_decoder(tiny_decoder("gqa"), cache)
+    x = tiny_decoder("gqa").embeddings(8)
+    with pytest.raises(UsageError, match="expected 1 to 3"):
+        decoder._step(decoder._steps[4], x[:4])  # two tokens would share a slot of the ring
+    with pytest.raises(UsageError, match="got 0"):
+        decoder.cache.fill(decoder._steps[4].inputs, 0)
+    assert decoder.cache.position == 0
+
+
+def test_feeding_nothing_is_refused(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    decoder = open_decoder(tiny_decoder("gqa"), CACHE)
+    with pytest.raises(AssertionError, match="at least one"):
+        decoder.feed(tiny_decoder("gqa").embeddings(0))
+
+
+# --------------------------------------------------------------------------------
+# Each part matters: these fail if the tests above couldn't
+
+
+def test_sinks_are_read(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    tiny = tiny_decoder("gqa")
+    x = tiny.embeddings(46)
+    reference = tiny.reference(CACHE)
+    whole = reference.feed(x[:45])
+    for layer in range(tiny.config.num_layers):
+        for token in range(CACHE.sinks):
+            reference.values[layer][token][:] = 0
+    without = reference.step(x[45])
+    decoder = open_decoder(tiny, CACHE)
+    decoder.feed(x[:45])
+    kept = decoder.cache.values[:, :, : CACHE.kept].copy()
+    decoder.cache.values[:, :, : CACHE.kept] = 0
+    assert_close(decoder.feed(x[45:]), without, "decoder_graph")
+    fresh = open_decoder(tiny, CACHE)
+    fresh.feed(x[:45])
+    np.testing.assert_array_equal(fresh.cache.values[:, :, : CACHE.kept], kept)
+    assert np.abs(fresh.feed(x[45:]) - without).max() > 0.01 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("spoil", ["kept rotation", "ring rotation", "sin", "region", "mask"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_every_input_matters(
+    tiny_decoder: Tiny, open_decoder: Open, monkeypatch: pytest.MonkeyPatch, spoil: str, chunk: int
+) -> None:
+    """A wrong input changes the logits by a thousand bounds: nothing that the cache computes goes unread."""
+    tiny = tiny_decoder("gqa")
+    x = tiny.embeddings(44)
+    honest = feed_in(open_decoder(tiny, CACHE), x, [chunk] * (44 // chunk))
+    decoder = open_decoder(tiny, CACHE)
+    fill = decoder.cache.fill
+
+    def spoiled(inputs: dict[str, Array], count: int) -> None:
+        fill(inputs, count)
+        if spoil == "kept rotation":
+            inputs["cos"][:, 1], inputs["sin"][:, 1] = inputs["cos"][:, 0], inputs["sin"][:, 0]
+        elif spoil == "ring rotation":
+            inputs["cos"][:, 0], inputs["sin"][:, 0] = inputs["cos"][:, 1], inputs["sin"][:, 1]
+        elif spoil == "sin":
+            np.abs(inputs["sin"], out=inputs["sin"])
+        elif spoil == "region":
+            inputs["region"][:] = [[0.0] * 2 + [1.0] * 10, [1.0] * 2 + [0.0] * 10][::-1]
+        else:
+            inputs["mask"][:, 0] = -1e9
+
+    monkeypatch.setattr(decoder.cache, "fill", spoiled)
+    dishonest = feed_in(decoder, x, [chunk] * (44 // chunk))
+    assert np.abs(dishonest[-1] - honest[-1]).max() > 1e-2 * np.abs(honest[-1]).max()
+    if "rotation" in spoil:  # both rotations are one until the ring wraps
+        for early in range(12 // chunk):
+            np.testing.assert_array_equal(dishonest[early], honest[early])
+
+
+def test_attention_is_sharp(tiny_decoder: Tiny) -> None:
+    """The random weights are worth testing with: one token more or less in sight shows in the logits."""
+    tiny = tiny_decoder("gqa")
+    x = tiny.embeddings(40)
+    a, b = (StreamingLlama(tiny.config, tiny.weights, 2, newest).feed(x) for newest in (10, 9))
+    assert np.abs(a).max() > 1
+    assert np.abs(a[-1] - b[-1]).max() > 1e-3 * np.abs(a[-1]).max()
+
+
+# --------------------------------------------------------------------------------
+# The file
+
+
+def operators(model: schema.ModelT, signature: str) -> list[str]:
+    (index,) = (s.subgraphIndex for s in model.signatureDefs if s.signatureKey.decode() == signature)
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    codes = [names[max(c.builtinCode, c.deprecatedBuiltinCode)] for c in model.operatorCodes]
+    return [codes[op.opcodeIndex] for op in model.subgraphs[index].operators]
+
+
+def load(tiny: TinyDecoder) -> schema.ModelT:
+    return schema.ModelT.InitFromPackedBuf(bytearray(tiny.path.read_bytes()), 0)
+
+
+SIGNATURES = ("embed", "prefill_4", "prefill_8", "decode")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tensors_are_those_of_the_design(tiny_decoder: Tiny, name: str) -> None:
+    """Spelt out here, not taken from the contract."""
+    tiny = tiny_decoder(name)
+    c, slots = tiny.config, tiny.slots
+    interpreter = Interpreter(str(tiny.path))
+    found = interpreter.get_signature_list()
+    assert sorted(found) == sorted(SIGNATURES)
+    for signature, n in zip(SIGNATURES[1:], (4, 8, 1), strict=True):
+        cache = (c.num_kv_heads, slots, c.head_dim)
+        inputs = {
+            "embeddings": (n, c.hidden_size),
+            "cos": (n, 2, c.head_dim),
+            "sin": (n, 2, c.head_dim),
+            "region": (2, slots),
+            "mask": (n, slots + n),
+        }
+        inputs |= {f"kv_cache_{kind}_{i}": cache for kind in "kv" for i in range(c.num_layers)}
+        new = (c.num_layers, c.num_kv_heads, n, c.head_dim)
+        runner = interpreter.get_signature_runner(signature)
+        for details, expected in (
+            (runner.get_input_details(), inputs),
+            (runner.get_output_details(), {"logits": (1, c.vocab_size), "k": new, "v": new}),
+        ):
+            assert {k: tuple(d["shape"].tolist()) for k, d in details.items()} == expected
+            assert {d["dtype"] for d in details.values()} == {np.float32}
+    runner = interpreter.get_signature_runner("embed")
+    ((token, token_details),) = runner.get_input_details().items()
+    assert (token, token_details["shape"].tolist(), token_details["dtype"]) == ("token", [1], np.int32)
+    ((rows, row_details),) = runner.get_output_details().items()
+    assert (rows, row_details["shape"].tolist()) == ("embeddings", [1, c.hidden_size])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_operators_are_those_that_the_engine_is_fast_at(tiny_decoder: Tiny, name: str) -> None:
+    tiny = tiny_decoder(name)
+    model = load(tiny)
+    assert operators(model, EMBED) == ["EMBEDDING_LOOKUP"]
+    for signature in SIGNATURES[1:]:
+        found = operators(model, signature)
+        layers = tiny.config.num_layers
+        assert found.count("FULLY_CONNECTED") == 4 * layers + 1, "qkv, o, gate and up, down; and the head"
+        assert found.count("BATCH_MATMUL") == 4 * layers, "scores and mixture, of the cache and of the chunk"
+        assert found.count("PACK") == 2, "the new keys, the new values"
+        assert not {"GATHER", "DYNAMIC_UPDATE_SLICE", "DEQUANTIZE", "CAST", "CUSTOM"} & set(found)
+        assert not [op for op in found if op.startswith("BROADCAST")]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_weights_are_stored_once(tiny_decoder: Tiny, name: str) -> None:
+    tiny = tiny_decoder(name)
+    shapes = weight_shapes(tiny.config)
+    weights = sum(4 * math.prod(shape) for shape in shapes.values())
+    size = tiny.path.stat().st_size
+    assert weights < size <= weights + len(tiny.skeleton) + 64 * len(shapes) + 2048
+
+    model = load(tiny)
+    users: dict[int, set[str]] = {}
+    for signature in model.signatureDefs:
+        for tensor in model.subgraphs[signature.subgraphIndex].tensors:
+            if model.buffers[tensor.buffer].offset:
+                graph, weight = tensor.name.decode().split("/")
+                assert graph == signature.signatureKey.decode()
+                users.setdefault(tensor.buffer, set()).add(weight)
+                assert tuple(tensor.shape) == shapes[weight]
+    assert sorted(next(iter(names)) for names in users.values() if len(names) == 1) == sorted(shapes)
+    constants = sum(len(b.data) for b in model.buffers if b.data is not None and not b.offset)
+    assert constants < 2048, "no weight may hide in the skeleton"
+
+
+def first_signature(skeleton: bytes, name: str) -> bytes:
+    """The skeleton with a signature's graph as the primary one, which the interpreter's listing is of."""
+    model = schema.ModelT.InitFromPackedBuf(bytearray(skeleton), 0)
+    (index,) = (s.subgraphIndex for s in model.signatureDefs if s.signatureKey.decode() == name)
+    model.subgraphs[0], model.subgraphs[index] = model.subgraphs[index], model.subgraphs[0]
+    for signature in model.signatureDefs:
+        signature.subgraphIndex = {0: index, index: 0}.get(signature.subgraphIndex, signature.subgraphIndex)
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("signature", SIGNATURES[1:])
+def test_one_partition_runs_everything_but_pack(tiny_decoder: Tiny, tmp_path: Path, name: str, signature: str) -> None:
+    """XNNPACK takes all operators in one piece; only the two PACKs of the outputs run outside."""
+    tiny = tiny_decoder(name)
+    path = tmp_path / "decoder.tflite"
+    fill_skeleton(
+        first_signature(tiny.skeleton, signature),
+        weight_shapes(tiny.config),
+        lambda weight: skeleton_weight(tiny.config, tiny.weights, weight),
+        path,
+    )
+    interpreter = Interpreter(str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    listed = interpreter._get_ops_details()
+    delegates = [op for op in listed if op["op_name"] == "DELEGATE"]
+    assert len(delegates) == 1, f"{len(delegates)} partitions"
+    ops = [op for op in listed if op["op_name"] != "DELEGATE"]
+    maker = {int(output): op["index"] for op in ops for output in op["outputs"]}
+    inputs_of = {op["index"]: [int(i) for i in op["inputs"]] for op in ops}
+    inside: set[int] = set()
+    wanted = [int(output) for output in delegates[0]["outputs"]]
+    ends = {int(i) for i in delegates[0]["inputs"]}
+    while wanted:  # back from what the partition gives to what it takes
+        tensor = wanted.pop()
+        if tensor in maker and tensor not in ends and maker[tensor] not in inside:
+            inside.add(maker[tensor])
+            wanted += inputs_of[maker[tensor]]
+    assert [op["op_name"] for op in ops if op["index"] not in inside] == ["PACK", "PACK"]
+
+
+def test_chunks_are_cut_as_the_sizes_of_the_graphs_allow(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    """`feed` runs the graphs that `next_chunk` names, each with no more than it can hold."""
+    decoder = open_decoder(tiny_decoder("gqa"), CACHE)
+    ran: list[tuple[int, int]] = []
+    step = decoder._step
+
+    def spy(graph: Any, embeddings: Array) -> Array:
+        ran.append((len(graph.inputs["cos"]), len(embeddings)))
+        return step(graph, embeddings)
+
+    decoder._step = spy  # type: ignore[method-assign]
+    decoder.feed(tiny_decoder("gqa").embeddings(29))
+    expected, left = [], 29
+    while left:
+        expected.append(next_chunk(left, (4, 8, 1), CACHE.ring))
+        left -= expected[-1][1]
+    assert ran == expected
+    assert sum(count for _, count in ran) == 29

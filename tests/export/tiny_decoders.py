@@ -1,0 +1,98 @@
+"""Tiny float32 decoders, exported in seconds, of which every one has another kind of LLaMA inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
+from export.flatbuffer import fill_skeleton
+from model.sources.random import random_llama
+from seed_story.backends import open_graph
+from seed_story.config import CacheConfig, LlamaConfig, RopeScaling
+from seed_story.decoder import Decoder
+from tests.reference.streaming_llama import StreamingLlama
+
+SIZES = (4, 8)
+"""N of the prefill graphs, beside decode's 1."""
+
+_TINY = LlamaConfig.tiny()
+VARIANTS: dict[str, tuple[LlamaConfig, int]] = {
+    "gqa": (_TINY, 12),
+    "mha": (
+        replace(
+            _TINY,
+            num_heads=4,
+            num_kv_heads=4,
+            tie_word_embeddings=False,
+            rms_norm_eps=0.05,
+            rope_scaling=RopeScaling("linear", 3.0),
+        ),
+        20,
+    ),
+    "mqa": (
+        replace(
+            _TINY,
+            num_layers=3,
+            num_heads=3,
+            num_kv_heads=1,
+            head_dim=16,
+            rope_theta=100.0,
+            rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 64),
+        ),
+        10,
+    ),
+}
+"""Configuration and slots, by name; heads * head_dim is never the width, and the head is tied or not."""
+
+
+def loud_llama(config: LlamaConfig, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
+    """Random weights large enough for attention to be sharp and for every gain to be far from one.
+
+    With a fresh network's deviation of 0.02 all tokens get nearly equal attention, and no mistake of a
+    rotation or of the mask would show in the logits.
+    """
+    made = {}
+    for name, weight in random_llama(config, seed).items():
+        if weight.ndim == 1:
+            made[name] = 1 + (weight - 1) * 15
+        else:
+            made[name] = weight * (20 if "q_proj" in name or "k_proj" in name else 12)
+    return made
+
+
+@dataclass(frozen=True)
+class TinyDecoder:
+    """A decoder on disk and all that went into it."""
+
+    config: LlamaConfig
+    slots: int
+    weights: dict[str, npt.NDArray[np.float32]]
+    skeleton: bytes
+    path: Path
+
+    def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES) -> Decoder:
+        """On the device's engine; close it."""
+        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes)
+
+    def reference(self, cache: CacheConfig) -> StreamingLlama:
+        """The same model by other means."""
+        return StreamingLlama(self.config, self.weights, cache.sinks, cache.ring)
+
+    def embeddings(self, count: int, seed: int = 1) -> npt.NDArray[np.float32]:
+        """Random, and of no token: as a picture's are."""
+        random = np.random.default_rng(seed)
+        return random.normal(0, 0.5, (count, self.config.hidden_size)).astype(np.float32)
+
+
+def export_tiny(config: LlamaConfig, slots: int, folder: Path) -> TinyDecoder:
+    """Exports to `folder`, which is empty."""
+    weights = loud_llama(config)
+    skeleton = write_skeleton(config, slots, SIZES, folder / "saved_model")
+    path = folder / "decoder.tflite"
+    fill_skeleton(skeleton, weight_shapes(config), lambda name: skeleton_weight(config, weights, name), path)
+    return TinyDecoder(config, slots, weights, skeleton, path)

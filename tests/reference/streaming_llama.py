@@ -1,0 +1,119 @@
+"""StreamingLLM on LLaMA, as slowly and plainly as possible, in float64: what the decoder is measured against.
+
+It keeps the un-rotated key and the value of EVERY token for ever. At every token it gathers those that
+StreamingLLM (arXiv 2309.17453, section 3.2) keeps, the sinks and the newest ones, gives them the positions 0
+to m - 1 which they have inside the cache, rotates all keys anew, and attends. No ring, no slots, no mask, no
+absolute positions, and no code of this project but the class that holds the sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from seed_story.config import LlamaConfig
+
+Array = npt.NDArray[np.float64]
+
+
+def frequencies(config: LlamaConfig) -> Array:
+    """Radians a token of each pair of channels; scalings as in `transformers.modeling_rope_utils`."""
+    plain = 1.0 / config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    assert scaling.kind == "llama3"
+    longest = scaling.original_max_position / scaling.low_freq_factor
+    shortest = scaling.original_max_position / scaling.high_freq_factor
+    scaled = []
+    for frequency in plain:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < shortest:
+            scaled.append(frequency)
+        elif wavelength > longest:
+            scaled.append(frequency / scaling.factor)
+        else:
+            smooth = scaling.original_max_position / wavelength - scaling.low_freq_factor
+            smooth /= scaling.high_freq_factor - scaling.low_freq_factor
+            scaled.append((1 - smooth) * frequency / scaling.factor + smooth * frequency)
+    return np.array(scaled)
+
+
+class StreamingLlama:
+    """A LLaMA that tells for ever.
+
+    Args:
+        weights: in the names of `transformers.LlamaForCausalLM`.
+        sinks: how many first tokens every token sees.
+        newest: how many of the other tokens it sees, itself included.
+
+    Attributes:
+        keys, values: by layer, by token: `[kv_heads, head_dim]`; keys are not rotated.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, weights: Mapping[str, npt.NDArray[np.float32]], sinks: int, newest: int
+    ) -> None:
+        self.config, self.sinks, self.newest = config, sinks, newest
+        self.weights = {name: np.asarray(weight, np.float64) for name, weight in weights.items()}
+        self.keys: list[list[Array]] = [[] for _ in range(config.num_layers)]
+        self.values: list[list[Array]] = [[] for _ in range(config.num_layers)]
+        self._frequencies = frequencies(config)
+
+    def seen(self, token: int) -> list[int]:
+        """The tokens that `token` looks at, oldest first."""
+        everything = range(token + 1)
+        others = everything[self.sinks :]
+        return [*everything[: self.sinks], *others[max(0, len(others) - self.newest) :]]
+
+    def rotate(self, x: Array, position: int) -> Array:
+        """Turns channel i together with channel i + d/2: the real and the imaginary part of one number."""
+        half = x.shape[-1] // 2
+        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * position * self._frequencies)
+        return np.concatenate([turned.real, turned.imag], axis=-1)
+
+    def step(self, embedding: npt.ArrayLike) -> Array:
+        """The logits `[vocab]` after one more token, given as an embedding `[hidden]`."""
+        x = np.asarray(embedding, np.float64)
+        for layer in range(self.config.num_layers):
+            block = f"model.layers.{layer}."
+            x = x + self._attend(layer, self._norm(x, block + "input_layernorm"))
+            y = self._norm(x, block + "post_attention_layernorm")
+            gate, up = (self._linear(y, f"{block}mlp.{part}_proj") for part in ("gate", "up"))
+            x = x + self._linear(gate / (1 + np.exp(-gate)) * up, block + "mlp.down_proj")
+        head = "model.embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        return self._linear(self._norm(x, "model.norm"), head)
+
+    def feed(self, embeddings: Sequence[npt.ArrayLike] | npt.NDArray[np.float32]) -> Array:
+        """The logits `[n, vocab]` after each of n more tokens."""
+        return np.stack([self.step(embedding) for embedding in embeddings])
+
+    def _linear(self, x: Array, name: str) -> Array:
+        return self.weights[name + ".weight"] @ x
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return x / np.sqrt(np.mean(x**2) + self.config.rms_norm_eps) * self.weights[name + ".weight"]
+
+    def _attend(self, layer: int, x: Array) -> Array:
+        config, name = self.config, f"model.layers.{layer}.self_attn."
+        queries, key, value = (
+            self._linear(x, f"{name}{part}_proj").reshape(-1, config.head_dim) for part in ("q", "k", "v")
+        )
+        self.keys[layer].append(key)
+        self.values[layer].append(value)
+        seen = self.seen(len(self.keys[layer]) - 1)
+        heads = []
+        for head, query in enumerate(queries):
+            shared = head // (config.num_heads // config.num_kv_heads)
+            query = self.rotate(query, len(seen) - 1)
+            keys = [self.rotate(self.keys[layer][token][shared], place) for place, token in enumerate(seen)]
+            scores = np.array(keys) @ query / math.sqrt(config.head_dim)
+            weights = np.exp(scores - scores.max())
+            values = np.array([self.values[layer][token][shared] for token in seen])
+            heads.append(weights @ values / weights.sum())
+        return self._linear(np.concatenate(heads), name + "o_proj")

@@ -1,0 +1,245 @@
+"""The cache and its graph inputs, against definitions told by brute force; no graph runs here."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from seed_story.backends.base import ALIGNMENT, aligned_zeros
+from seed_story.cache import EMPTY, SinkCache
+from seed_story.config import CacheConfig, LlamaConfig, RopeScaling
+from seed_story.contract import MASKED, decoder_step
+from seed_story.decoder import next_chunk
+from seed_story.errors import ConfigError, UsageError
+from tests.compare import assert_close
+
+LLAMA = LlamaConfig(
+    vocab_size=8, hidden_size=4, intermediate_size=4, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4
+)
+JUNK = -7.0  # what lies in a graph's inputs before they are filled
+
+
+def graph_inputs(slots: int, size: int, llama: LlamaConfig = LLAMA) -> dict[str, np.ndarray]:
+    specs = decoder_step(llama, slots, size).inputs
+    return {spec.name: np.full(spec.shape, JUNK, spec.dtype) for spec in specs}
+
+
+class Shelf:
+    """Who is in which slot, by rule, not by arithmetic: sinks stay, a newcomer takes the oldest's place."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config = config
+        self.sinks: list[int] = []
+        self.ring: list[int] = []  # in the order of the slots
+
+    def put(self, token: int) -> None:
+        if len(self.sinks) < self.config.sinks:
+            self.sinks.append(token)
+        elif len(self.ring) < self.config.ring:
+            self.ring.append(token)
+        else:
+            self.ring[self.ring.index(min(self.ring))] = token
+
+    def slots(self) -> list[int]:
+        free_sinks = [EMPTY] * (self.config.sinks - len(self.sinks))
+        free_ring = [EMPTY] * (self.config.ring - len(self.ring))
+        return self.sinks + free_sinks + [EMPTY] * self.config.anchors + self.ring + free_ring
+
+
+def visible(config: CacheConfig, token: int) -> list[int]:
+    """What a token sees: the sinks, and of all later tokens the `ring` newest, itself included."""
+    return [t for t in range(token + 1) if t < config.sinks or t > token - config.ring]
+
+
+geometries = st.builds(
+    lambda sinks, anchors, ring: CacheConfig(sinks + anchors + ring, sinks, anchors),
+    st.integers(0, 4),
+    st.integers(0, 3),
+    st.integers(1, 7),
+)
+chunks = st.tuples(st.integers(1, 9), st.integers(0, 4))  # tokens, padding
+schedules = st.lists(chunks, min_size=1, max_size=14)
+
+
+@settings(max_examples=150, deadline=None)
+@given(geometries, schedules)
+@example(CacheConfig(12, 2), [(1, 0)] * 37)
+@example(CacheConfig(12, 2), [(9, 3)] * 5)
+@example(CacheConfig(5, 4), [(1, 2)] * 14)
+def test_slots_and_masks_by_brute_force(config: CacheConfig, schedule: list[tuple[int, int]]) -> None:
+    """After every chunk each slot's token, key and value; before it what each mask row lets through."""
+    cache, shelf = SinkCache(LLAMA, config), Shelf(config)
+    random = np.random.default_rng(0)
+    nothing = np.zeros((LLAMA.num_layers, LLAMA.num_kv_heads, LLAMA.head_dim))
+    told: list[tuple[np.ndarray, np.ndarray]] = []  # key and value of every token
+    for wanted, padding in schedule:
+        count = min(wanted, config.ring)
+        size = count + padding
+        inputs = graph_inputs(config.slots, size)
+        cache.fill(inputs, count)
+        first, in_slots = len(told), shelf.slots()
+        expected = np.full((size, config.slots + size), MASKED)
+        for i in range(count):
+            for token in visible(config, first + i):
+                column = in_slots.index(token) if token < first else config.slots + padding + token - first
+                expected[padding + i, column] = 0
+        np.testing.assert_array_equal(inputs["mask"], expected)
+
+        shape = (LLAMA.num_layers, LLAMA.num_kv_heads, size, LLAMA.head_dim)
+        keys, values = random.normal(size=(2, *shape)).astype(np.float32)
+        cache.store(keys, values, count)
+        for i in range(count):
+            shelf.put(len(told))
+            told.append((keys[:, :, padding + i], values[:, :, padding + i]))
+        assert cache.slot_positions.tolist() == shelf.slots()
+        assert cache.position == len(told)
+        for slot, token in enumerate(shelf.slots()):
+            key, value = told[token] if token != EMPTY else (nothing, nothing)
+            np.testing.assert_array_equal(cache.keys[:, :, slot], key)
+            np.testing.assert_array_equal(cache.values[:, :, slot], value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometries, schedules)
+def test_the_second_rotation_is_the_place_inside_the_cache(
+    config: CacheConfig, schedule: list[tuple[int, int]]
+) -> None:
+    cache = SinkCache(LLAMA, config)
+    frequencies = [100_000.0 ** (-2 * i / LLAMA.head_dim) for i in range(LLAMA.head_dim // 2)]
+    for wanted, padding in schedule:
+        count = min(wanted, config.ring)
+        inputs = graph_inputs(config.slots, count + padding)
+        cache.fill(inputs, count)
+        for i in range(count):
+            token = cache.position + i
+            for row, place in enumerate((token, len(visible(config, token)) - 1)):
+                angles = [place * f for f in frequencies]
+                cos, sin = inputs["cos"][padding + i, row], inputs["sin"][padding + i, row]
+                assert_close(cos, np.cos(angles + angles), "rotation")
+                assert_close(sin, [-np.sin(a) for a in angles] + [np.sin(a) for a in angles], "rotation")
+        new = aligned_zeros((LLAMA.num_layers, LLAMA.num_kv_heads, count + padding, LLAMA.head_dim))
+        cache.store(new, new, count)
+
+
+@pytest.mark.parametrize("position", [0, 1, 11, 12, 999_999, 1_000_000, 8_388_609])
+@pytest.mark.parametrize("scaling", [None, RopeScaling("linear", 4.0)])
+def test_rotations_keep_their_precision_for_millions_of_tokens(position: int, scaling: RopeScaling | None) -> None:
+    """Against 50 digits. float32 angles would be off by 0.5 radians there, and float32 products by more."""
+    llama = LlamaConfig(head_dim=64, num_layers=1, rope_scaling=scaling)
+    cache = SinkCache(llama, CacheConfig(512, 4))
+    cache.position = position
+    inputs = graph_inputs(512, 3, llama)
+    cache.fill(inputs, 3)
+    with mpmath.workdps(50):
+        for i in range(3):
+            for row, place in enumerate((position + i, min(position + i, 511))):
+                powers = [mpmath.mpf(100_000) ** (-mpmath.mpf(j) / 32) for j in range(32)]
+                angles = [place * p / (4 if scaling else 1) for p in powers]
+                cos, sin = ([float(f(a)) for a in angles] for f in (mpmath.cos, mpmath.sin))
+                assert_close(inputs["cos"][i, row], cos + cos, "rotation")
+                assert_close(inputs["sin"][i, row], [-s for s in sin] + sin, "rotation")
+
+
+def test_the_slots_of_a_very_late_token() -> None:
+    cache = SinkCache(LLAMA, CacheConfig(12, 2))
+    late = 2 + 10 * 2**40  # the first ring slot's turn again
+    assert cache.slots_of(np.arange(late - 1, late + 11)).tolist() == [11, *range(2, 12), 2]
+
+
+def test_region_tells_ring_from_kept() -> None:
+    cache = SinkCache(LLAMA, CacheConfig(9, 2, 3))
+    assert cache.region.tolist() == [[0] * 5 + [1] * 4, [1] * 5 + [0] * 4]
+    assert SinkCache(LLAMA, CacheConfig(5, 0)).region.tolist() == [[1] * 5, [0] * 5]
+
+
+def test_memory_is_the_caches_own_and_aligned() -> None:
+    llama = LlamaConfig.tiny()
+    cache = SinkCache(llama, CacheConfig.tiny())
+    memory = cache.memory()
+    assert sorted(memory) == ["kv_cache_k_0", "kv_cache_k_1", "kv_cache_v_0", "kv_cache_v_1", "region"]
+    for kind, whole in (("k", cache.keys), ("v", cache.values)):
+        for i in range(llama.num_layers):
+            array = memory[f"kv_cache_{kind}_{i}"]
+            assert array.ctypes.data == whole[i].ctypes.data
+            assert array.shape == (llama.num_kv_heads, 12, llama.head_dim)
+    assert memory["region"] is cache.region
+    for array in memory.values():
+        assert array.dtype == np.float32
+        assert array.flags.c_contiguous
+        assert array.ctypes.data % ALIGNMENT == 0
+
+
+def test_nothing_grows_and_reset_forgets() -> None:
+    config = CacheConfig(12, 2)
+    cache = SinkCache(LLAMA, config)
+    arrays = (cache.keys, cache.values, cache.region, cache.slot_positions)
+    before = [(array.ctypes.data, array.nbytes) for array in arrays]
+    new = np.ones((LLAMA.num_layers, LLAMA.num_kv_heads, 8, LLAMA.head_dim), np.float32)
+    for count in (8, 1, 7, 8, 8, 3, 5):
+        cache.store(new, new, count)
+    after = (cache.keys, cache.values, cache.region, cache.slot_positions)
+    assert all(a is b for a, b in zip(arrays, after, strict=True))
+    assert [(array.ctypes.data, array.nbytes) for array in after] == before
+    assert cache.position == 40
+    cache.reset()
+    assert cache.position == 0
+    assert (cache.slot_positions == EMPTY).all()
+    fresh, used = graph_inputs(12, 4), graph_inputs(12, 4)
+    SinkCache(LLAMA, config).fill(fresh, 3)
+    cache.fill(used, 3)
+    for name in ("cos", "sin", "mask"):
+        np.testing.assert_array_equal(fresh[name], used[name])
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 0), (4, -1), (4, 5), (1, 2), (16, 11), (16, 16), (1, 0)])
+def test_impossible_chunks_are_refused_and_change_nothing(size: int, count: int) -> None:
+    cache = SinkCache(LLAMA, CacheConfig(12, 2))
+    inputs = graph_inputs(12, size)
+    with pytest.raises(UsageError, match="expected 1 to"):
+        cache.fill(inputs, count)
+    assert all((array == JUNK).all() for array in inputs.values())
+    assert cache.position == 0
+
+
+def test_the_largest_chunks_are_taken() -> None:
+    cache = SinkCache(LLAMA, CacheConfig(12, 2))
+    assert cache.max_chunk == 10
+    cache.fill(graph_inputs(12, 16), 10)
+    cache.fill(graph_inputs(12, 4), 4)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 3, 1), (4, -1), (4, 0, -1)])
+def test_impossible_geometries_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError):
+        CacheConfig(*sizes)
+
+
+@given(
+    left=st.integers(1, 5000),
+    others=st.lists(st.integers(2, 256), max_size=4),
+    most=st.integers(1, 600),
+)
+def test_next_chunk_always_goes_on_and_never_too_far(left: int, others: list[int], most: int) -> None:
+    sizes = (*others, 1)
+    steps = 0
+    while left:
+        size, count = next_chunk(left, sizes, most)
+        assert size in sizes
+        assert 1 <= count <= min(left, most, size)
+        assert count == min(left, most, size), "a graph with room to spare while tokens wait"
+        left -= count
+        steps += 1
+        assert steps <= 5000
+
+
+@given(others=st.lists(st.integers(2, 256), max_size=4), most=st.integers(1, 600))
+def test_one_token_never_runs_a_prefill(others: list[int], most: int) -> None:
+    assert next_chunk(1, (*others, 1), most) == (1, 1)
+
+
+def test_an_exact_fit_is_taken() -> None:
+    for left in (16, 64, 128):
+        assert next_chunk(left, (16, 64, 128, 1), 508) == (left, left)
