@@ -26,7 +26,7 @@ from seed_story import __version__
 from seed_story.backends import open_graph
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.config import CacheConfig
-from seed_story.contract import DECODER, PREFILL_SIZES, QFORMER, VIT
+from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, PREFILL_SIZES, QFORMER, VIT
 from seed_story.decoder import Decoder
 from seed_story.packed import packed_weights
 from seed_story.story import default_threads
@@ -124,6 +124,7 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
 
 
 def _manifest(source: StorySource, recipe: Recipe, options: ExportOptions, parity: Parity, part: Path) -> Manifest:
+    tokenizer = StoryTokenizer(part / TOKENIZER)
     versions = {"seed-story": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
     return Manifest(
         name=source.name,
@@ -131,6 +132,9 @@ def _manifest(source: StorySource, recipe: Recipe, options: ExportOptions, parit
         cache=options.cache,
         prefill_sizes=options.prefill_sizes,
         prompt=source.prompt,
+        special_tokens={
+            name: source.tokenizer.token_to_id(name) for name in (BEGIN_PICTURE, END_PICTURE, *source.prompt.end_tokens)
+        },
         files=file_entries(part),
         recipe=recipe.name,
         qformer_trained=source.qformer_trained,

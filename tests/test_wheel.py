@@ -22,9 +22,10 @@ WHEELS = Path(sys.prefix) / "wheels"
 FRAMEWORKS = ("tensorflow", "keras", "torch", "transformers", "onnx", "litert_quantizer", "model", "export")
 TELL = f"""
 import importlib.util, json, sys
-from seed_story import SEEDStory, load_and_preprocess_image
+from pathlib import Path
+from seed_story import SEEDStory
 model = SEEDStory(sys.argv[1])
-text = model((load_and_preprocess_image(sys.argv[2]), "Once upon a time,"), max_tokens=12)
+text = model((Path(sys.argv[2]), "Once upon a time,"), max_tokens=12)
 print(json.dumps({{
     "text": text,
     "there": [name for name in {FRAMEWORKS!r} if importlib.util.find_spec(name)],

@@ -50,6 +50,7 @@ class Manifest:
     Args:
         story: sizes of the networks.
         prefill_sizes: N of the `prefill_N` signatures.
+        special_tokens: names to ids of the tokens around a picture and of those that end a story.
         files: file name to its sha256 and size in bytes.
         recipe: how the graphs were quantized.
         qformer_trained: whether pictures mean anything to the story yet.
@@ -63,6 +64,7 @@ class Manifest:
     cache: CacheConfig
     prefill_sizes: tuple[int, ...]
     prompt: Prompt
+    special_tokens: Mapping[str, int]
     files: Mapping[str, tuple[str, int]]
     recipe: str
     qformer_trained: bool
@@ -84,6 +86,7 @@ class Manifest:
                 "request": self.prompt.request,
                 "end_tokens": list(self.prompt.end_tokens),
             },
+            "special_tokens": dict(self.special_tokens),
             "recipe": self.recipe,
             "qformer_trained": self.qformer_trained,
             "files": {name: {"sha256": sha, "bytes": size} for name, (sha, size) in self.files.items()},
@@ -113,6 +116,7 @@ class Manifest:
                 cache=CacheConfig.from_dict(values["cache"]),
                 prefill_sizes=tuple(int(size) for size in values["prefill_sizes"]),
                 prompt=_prompt(values["prompt"]),
+                special_tokens={str(name): int(id_) for name, id_ in values["special_tokens"].items()},
                 files={_safe(name): (str(f["sha256"]), int(f["bytes"])) for name, f in values["files"].items()},
                 recipe=str(values["recipe"]),
                 qformer_trained=bool(values["qformer_trained"]),

@@ -120,5 +120,7 @@ class SinkCache:
 
     def reset(self) -> None:
         """Forgets everything."""
+        self.keys.fill(0)  # a NaN would outlive its story: masked, it is still multiplied, and 0 * NaN is NaN
+        self.values.fill(0)
         self.slot_positions.fill(EMPTY)
         self.position = 0

@@ -88,6 +88,7 @@ class Decoder:
 
     def _step(self, graph: GraphSignature, embeddings: Array) -> Array:
         count = len(embeddings)
+        graph.inputs["embeddings"][:-count] = 0  # what an earlier chunk left could be a NaN
         graph.inputs["embeddings"][-count:] = embeddings
         self.cache.fill(graph.inputs, count)
         graph.run()

@@ -17,7 +17,7 @@ from seed_story.bundle import TOKENIZER, Bundle, graph_file
 from seed_story.config import CacheConfig
 from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, QFORMER, VIT
 from seed_story.decoder import Decoder
-from seed_story.errors import PictureError, PromptError, UsageError
+from seed_story.errors import BundleError, PictureError, PromptError, UsageError
 from seed_story.image import Picture, load_and_preprocess_image
 from seed_story.packed import packed_weights
 from seed_story.sampling import Sampler, SamplingConfig
@@ -91,8 +91,8 @@ class SEEDStory:
             raise UsageError("threads is impossible", got=threads, expected="1 or more")
         manifest = self.bundle.manifest
         self.tokenizer = StoryTokenizer(self.bundle.file(TOKENIZER))
-        self._end_ids = frozenset(map(self.tokenizer.token_id, manifest.prompt.end_tokens))
-        self._picture_ids = [self.tokenizer.token_id(name) for name in (BEGIN_PICTURE, END_PICTURE)]
+        self._end_ids = frozenset(map(self._special_id, manifest.prompt.end_tokens))
+        self._picture_ids = [self._special_id(name) for name in (BEGIN_PICTURE, END_PICTURE)]
         file = graph_file(DECODER)
         with packed_weights(manifest.files[file][0]) as packed:
             graph = open_graph(self.bundle.file(file), backend=backend, threads=self.threads, packed=packed)
@@ -100,6 +100,12 @@ class SEEDStory:
         paths = (self.bundle.file(graph_file(VIT)), self.bundle.file(graph_file(QFORMER)))
         self.vision = Vision(paths, manifest.story, backend=backend, threads=self.threads)
         self._story: Story | None = None
+
+    def _special_id(self, name: str) -> int:
+        found, promised = self.tokenizer.token_id(name), self.bundle.manifest.special_tokens.get(name)
+        if found != promised:
+            raise BundleError(f"the tokenizer has {name} elsewhere", got=found, expected=promised)
+        return found
 
     @property
     def cache(self) -> CacheConfig:

@@ -301,6 +301,24 @@ def test_nothing_grows_and_reset_starts_anew_bit_by_bit(tiny_decoder: Tiny, open
     assert addresses(decoder) == before
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("chunks", [[9], [7, 2], [1] * 9], ids=["full", "padded", "one-by-one"])
+def test_a_poisoned_story_ends_with_reset(
+    tiny_decoder: Tiny, open_decoder: Open, poison: float, chunks: list[int]
+) -> None:
+    """Whatever broke one story, the next one in the same memory is as good as the first."""
+    tiny = tiny_decoder("gqa")
+    x = tiny.embeddings(9)
+    decoder = open_decoder(tiny, CACHE)
+    first = feed_in(decoder, x, chunks)
+    decoder.cache.reset()
+    for size in (9, 8, 4, 1):
+        decoder.feed(np.full((size, tiny.config.hidden_size), poison, np.float32))
+    decoder.cache.reset()
+    for a, b in zip(first, feed_in(decoder, x, chunks), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_step_of_the_wrong_size_is_refused(tiny_decoder: Tiny, open_decoder: Open) -> None:
     cache = CacheConfig(12, 9)
     decoder = open_decoder(tiny_decoder("gqa"), cache)

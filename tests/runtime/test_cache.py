@@ -187,6 +187,8 @@ def test_nothing_grows_and_reset_forgets() -> None:
     cache.reset()
     assert cache.position == 0
     assert (cache.slot_positions == EMPTY).all()
+    assert not cache.keys.any()
+    assert not cache.values.any()
     fresh, used = graph_inputs(12, 4), graph_inputs(12, 4)
     SinkCache(LLAMA, config).fill(fresh, 3)
     cache.fill(used, 3)

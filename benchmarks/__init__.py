@@ -1,0 +1,1 @@
+"""Speed, measured side by side with other engines on the same weights."""
