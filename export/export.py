@@ -133,7 +133,7 @@ def _manifest(source: StorySource, recipe: Recipe, options: ExportOptions, parit
         prefill_sizes=options.prefill_sizes,
         prompt=source.prompt,
         special_tokens={
-            name: source.tokenizer.token_to_id(name) for name in (BEGIN_PICTURE, END_PICTURE, *source.prompt.end_tokens)
+            name: tokenizer.token_id(name) for name in (BEGIN_PICTURE, END_PICTURE, *source.prompt.end_tokens)
         },
         files=file_entries(part),
         recipe=recipe.name,
