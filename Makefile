@@ -30,9 +30,11 @@ WORKSTATION = $(VENV)/.workstation-ready
 TESTTOOLS = $(VENV)/.test-ready
 # The runtime's dependencies as files: a test installs the device wheel from them, without network.
 WHEELS = $(VENV)/wheels
+# A peer gets a venv of its own.
+LLAMA = .venv-llama-cpp
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
-.PHONY: help setup export story test test-slow check format wheel clean
+.PHONY: help setup export story test test-slow check format wheel bench-peers clean
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -61,9 +63,10 @@ test-slow: setup ## Run the slow tests and those that need a network
 	$(BIN)/python -m pytest -m "slow or network" $(TESTS)
 
 check: $(TESTTOOLS) ## Lint, format check, types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@failed=0; \
+	for command in "ruff check ." "ruff format --check ." mypy; do \
+	  echo "$$command"; $(BIN)/$$command || failed=1; \
+	done; exit $$failed
 
 format: $(TESTTOOLS) ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix .
@@ -71,6 +74,13 @@ format: $(TESTTOOLS) ## Format, and mend what the linter can
 
 wheel: $(TESTTOOLS) ## Build the device wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+# llama-cpp-python is compiled on the machine that runs it, so it needs a C++ compiler and cmake, and some minutes.
+bench-peers: $(WORKSTATION) ## Speed beside llama.cpp on the same weights, in one interleaved run
+	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
+	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet 'llama-cpp-python==0.3.36'
+	$(BIN)/python -m benchmarks.peers --bundle "$$OUT" --llama-python $(LLAMA)/bin/python
 
 clean: ## Remove what was built, the default bundle too; .venv and the weights stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

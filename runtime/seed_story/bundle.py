@@ -124,7 +124,7 @@ class Manifest:
                 versions=values["versions"],
                 licences=values["licences"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, ConfigError) as error:
             raise BundleError("the manifest is damaged", got=f"{type(error).__name__}: {error}",
                               hint="Export the bundle again.") from error  # fmt: skip
         missing = sorted({TOKENIZER, *map(graph_file, GRAPHS)} - set(made.files))
@@ -175,14 +175,18 @@ class Bundle:
             values = json.loads(text)
         except FileNotFoundError as error:
             raise BundleError(f"{folder} isn't a bundle", got=f"no {MANIFEST}", hint=_EXPORT_HINT) from error
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{folder / MANIFEST} can't be read", got=error, expected="JSON in UTF-8",
                               hint="Export the bundle again.") from error  # fmt: skip
         if not isinstance(values, dict):
             raise BundleError(f"{folder / MANIFEST} is damaged", got=type(values).__name__, expected="an object")
         bundle = cls(folder, Manifest.from_dict(values))
         for name in bundle.manifest.files:
-            bundle._verify(name)
+            try:
+                bundle._verify(name)
+            except OSError as error:
+                raise BundleError(f"{name[:100]} can't be read", got=error.strerror,
+                                  hint="Copy or export the bundle again.") from error  # fmt: skip
         return bundle
 
     def file(self, name: str) -> Path:
@@ -198,14 +202,17 @@ class Bundle:
         found = file.stat().st_size
         if found != size:
             raise BundleError(f"{name} has another size", got=f"{found} bytes", expected=f"{size} bytes", hint=hint)
-        digest = file_sha256(file)
+        try:
+            digest = file_sha256(file)
+        except OSError as error:
+            raise BundleError(f"{name} can't be read", got=error.strerror or error, hint=hint) from error
         if digest != sha256:
             raise BundleError(f"{name} is damaged", got=f"sha256 {digest}", expected=sha256, hint=hint)
 
 
 def _find(path: str | os.PathLike[str] | None) -> Path:
     if path is not None or (path := os.environ.get(BUNDLE_VARIABLE)):
-        folder = Path(path).expanduser()
+        folder = Path(os.path.expanduser(path))  # noqa: PTH111 - an unknown ~user stays as it is, without an error
         if not folder.is_dir():
             raise BundleError("there is no such bundle", got=folder, expected="a folder", hint=_EXPORT_HINT)
         return folder

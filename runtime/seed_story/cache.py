@@ -19,13 +19,19 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from seed_story.backends.base import Array, aligned_zeros
+from seed_story.backends.base import ALIGNMENT, Array, aligned_zeros
 from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, key_cache, value_cache
 from seed_story.errors import UsageError
 
 EMPTY = -1
 """The position of a slot that holds nothing yet."""
+
+
+def _aligned_layers(shape: tuple[int, ...]) -> Array:
+    """Zeros `[layers, ...]` of which every layer is C-contiguous and starts where an engine can read it in place."""
+    size, step = int(np.prod(shape[1:])), ALIGNMENT // np.dtype(np.float32).itemsize
+    return aligned_zeros((shape[0], -(-size // step) * step))[:, :size].reshape(shape)
 
 
 class SinkCache:
@@ -45,7 +51,7 @@ class SinkCache:
     def __init__(self, llama: LlamaConfig, config: CacheConfig) -> None:
         self.config = config
         shape = (llama.num_layers, llama.num_kv_heads, config.slots, llama.head_dim)
-        self.keys, self.values = aligned_zeros(shape), aligned_zeros(shape)
+        self.keys, self.values = _aligned_layers(shape), _aligned_layers(shape)
         self.region = aligned_zeros((2, config.slots))
         self.region[0, config.kept :] = 1
         self.region[1, : config.kept] = 1

@@ -11,6 +11,7 @@ from seed_story.backends.base import Array
 from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import EMBED, decoder_signatures
+from seed_story.errors import UsageError
 
 _CALL_COST = 8
 """What a call costs beyond its tokens, in tokens; measured on two x86-64 cores, and not sensitive."""
@@ -72,14 +73,16 @@ class Decoder:
 
         Returns:
             The logits after the last one, float32 `[vocab]`: a view that the next call overwrites.
+
+        Raises:
+            UsageError: there are no embeddings.
         """
-        logits: Array | None = None
-        start = 0
-        while start < len(embeddings):
-            size, count = next_chunk(len(embeddings) - start, self.sizes, self.cache.max_chunk)
-            logits = self._step(self._steps[size], embeddings[start : start + count])
-            start += count
-        assert logits is not None, "feed() needs at least one embedding"
+        if not len(embeddings):
+            raise UsageError("there is nothing to feed", got=embeddings.shape, expected="at least one embedding")
+        while len(embeddings):
+            size, count = next_chunk(len(embeddings), self.sizes, self.cache.max_chunk)
+            logits = self._step(self._steps[size], embeddings[:count])
+            embeddings = embeddings[count:]
         return logits
 
     def step(self, token_id: int) -> Array:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import platform
+import secrets
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from seed_story.errors import UsageError
 from seed_story.files import cache_dir
 
 
@@ -36,20 +37,21 @@ def packed_path(graph_sha256: str) -> Path:
 def packed_weights(graph_sha256: str) -> Iterator[Path | None]:
     """A path to load with; a file that this load makes gets its final name only when the load is over.
 
-    Yields None where the cache folder can't be written to: the engine then packs anew at every load.
+    Yields None where there is no cache folder, or it can't be written to: the engine then packs anew at every load.
     """
-    final = packed_path(graph_sha256)
-    if final.is_file():
-        yield final
-        return
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        made = final.with_suffix(f".{os.getpid()}.part")
-        made.unlink(missing_ok=True)
-        made.touch()
-        made.unlink()
-    except OSError:
+        final = packed_path(graph_sha256)
+        found = final.is_file()
+        made = final.with_suffix(f".{secrets.token_hex(8)}.part")  # not the process's number: 1 in every container
+        if not found:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            made.touch()
+            made.unlink()
+    except (OSError, UsageError):  # UsageError: the user has no home folder
         yield None
+        return
+    if found:
+        yield final
         return
     try:
         yield made

@@ -182,6 +182,7 @@ class Story:
         self.stats = StoryStats()
         self._pending: list[Array] = []
         self._requested = False
+        self._stream, self._stop = model.tokenizer.stream(), StopMatcher(sampler.config.stop)
         self._add_template(model.bundle.manifest.prompt.opening)
 
     def add_picture(self, picture: Picture | Pixels) -> Story:
@@ -230,6 +231,8 @@ class Story:
         if not ids:
             raise PromptError("the text is empty", got=repr(text), expected="some words, such as 'Once upon a time,'")
         self._request()
+        self.told += self._stop.flush()  # what an early leave held back; half a character is never shown
+        self._stream = self._model.tokenizer.stream()
         for token_id in ids:
             self._sampler.accept(token_id)
         self.given += text
@@ -254,18 +257,21 @@ class Story:
         return self._tell(max_tokens)
 
     def _tell(self, max_tokens: int) -> Iterator[str]:
-        stream, stop = self._model.tokenizer.stream(), StopMatcher(self._sampler.config.stop)
         self.finished = False
+        if self._stop.matched is not None:
+            self._stop = StopMatcher(self._sampler.config.stop)
         for token_id in self._tokens(max_tokens):
-            piece, self.finished = stop.push(stream.push(token_id))
+            piece, self.finished = self._stop.push(self._stream.push(token_id))
             if piece:
                 self.told += piece
                 yield piece
             if self.finished:
                 return
-        rest, stopped = stop.push(stream.flush())
-        rest += "" if stopped else stop.flush()
-        if rest:
+        rest = ""
+        if self.finished:  # else the next tell() may bring what a character lacks
+            rest, _ = self._stop.push(self._stream.flush())
+            self._stream = self._model.tokenizer.stream()
+        if rest := rest + self._stop.flush():
             self.told += rest
             yield rest
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from seed_story.backends import Graph, GraphSignature, open_graph
 from seed_story.config import StoryConfig
 from seed_story.contract import qformer_signatures, vit_signatures
+from seed_story.errors import BackendError
 
 
 class Vision:
@@ -23,8 +24,11 @@ class Vision:
         self._paths, self._story, self._backend, self._threads = paths, story, backend, threads
         self._graphs: list[Graph] = []
         self._bound: list[GraphSignature] = []
+        self._closed = False
 
     def _load(self) -> tuple[GraphSignature, GraphSignature]:
+        if self._closed:
+            raise BackendError("the graph is closed", hint="Open the bundle again.")
         if not self._bound:
             entries = (
                 vit_signatures(self._story.vision)[0],
@@ -53,4 +57,4 @@ class Vision:
         """Frees the graphs."""
         for graph in self._graphs:
             graph.close()
-        self._graphs, self._bound = [], []
+        self._graphs, self._bound, self._closed = [], [], True

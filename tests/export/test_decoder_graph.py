@@ -332,7 +332,7 @@ def test_a_step_of_the_wrong_size_is_refused(tiny_decoder: Tiny, open_decoder: O
 
 def test_feeding_nothing_is_refused(tiny_decoder: Tiny, open_decoder: Open) -> None:
     decoder = open_decoder(tiny_decoder("gqa"), CACHE)
-    with pytest.raises(AssertionError, match="at least one"):
+    with pytest.raises(UsageError, match="at least one"):
         decoder.feed(tiny_decoder("gqa").embeddings(0))
 
 

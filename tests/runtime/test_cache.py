@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mpmath
 import numpy as np
 import pytest
@@ -245,3 +247,14 @@ def test_one_token_never_runs_a_prefill(others: list[int], most: int) -> None:
 def test_an_exact_fit_is_taken() -> None:
     for left in (16, 64, 128):
         assert next_chunk(left, (16, 64, 128, 1), 508) == (left, left)
+
+
+@pytest.mark.parametrize("slots", [9, 16])
+def test_every_layer_can_be_read_in_place(slots: int) -> None:
+    llama = replace(LLAMA, num_layers=3, num_heads=1, num_kv_heads=1, head_dim=8)
+    cache = SinkCache(llama, CacheConfig(slots, 2))
+    for memory in cache.memory().values():
+        assert memory.ctypes.data % ALIGNMENT == 0
+        assert memory.flags.c_contiguous
+    cache.keys[1] = 1  # what is written into the whole is what a layer reads, and only that layer
+    assert [cache.memory()[f"kv_cache_k_{layer}"].sum() for layer in range(3)] == [0, slots * 8, 0]

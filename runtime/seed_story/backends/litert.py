@@ -208,6 +208,8 @@ class LiteRtGraph:
 
     def bind(self, signature: Signature, memory: Mapping[str, Array] | None = None) -> LiteRtSignature:
         """See `seed_story.backends.base.Graph.bind`."""
+        if self.model is None:
+            raise BackendError("the graph is closed", hint="Open the bundle again.")
         if self.model.get_signature_index(signature.name) < 0:
             raise ContractError(f"{self._path.name} has no signature {signature.name!r}",
                                 got=sorted(self.model.get_signature_list()))  # fmt: skip
