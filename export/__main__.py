@@ -11,6 +11,7 @@ from pathlib import Path
 from seed_story.config import CacheConfig
 from seed_story.contract import PREFILL_SIZES
 from seed_story.errors import SeedStoryError
+from seed_story.quiet import quiet_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,10 @@ def _run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe)  # before the seconds that TensorFlow takes
     cache = CacheConfig(slots=args.slots, sinks=args.sinks)
+    with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
+        import tensorflow as tf
+
+        tf.zeros(1)
     from export.export import ExportOptions, export_bundle, summary
     from export.source import load_source
 

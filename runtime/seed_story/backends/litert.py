@@ -14,7 +14,7 @@ import functools
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -25,26 +25,9 @@ import numpy as np
 from seed_story.backends.base import ALIGNMENT, Array, aligned_zeros, check_contract
 from seed_story.contract import Signature
 from seed_story.errors import BackendError, ContractError
+from seed_story.quiet import quiet_stderr
 
 _RANKED_TENSOR_TYPE_BYTES = 512  # far more than LiteRtRankedTensorType has in any version
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the engine's log lines, for which Python has no switch, off the process's standard error."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # it is closed: nothing to keep clean
-        yield
-        return
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(sink)
 
 
 @functools.cache
@@ -157,7 +140,7 @@ class LiteRtSignature:
         if self._graph.model is None:
             raise BackendError("the graph is closed", hint="Open the bundle again.")
         try:
-            with contextlib.nullcontext() if self._ran else _quiet():  # a first run may set the engine up
+            with contextlib.nullcontext() if self._ran else quiet_stderr():  # a first run may set the engine up
                 self._graph.model.run_by_index(self._index, self._input_buffers, self._output_buffers)
         except RuntimeError as error:
             raise BackendError(f"LiteRT failed to run signature {self._name!r}", got=error) from error
@@ -193,7 +176,7 @@ class LiteRtGraph:
             cpu_options=engine.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(packed) if packed else ""),
         )
         try:
-            with _quiet():
+            with quiet_stderr():
                 self.model: Any = engine.CompiledModel.from_file(str(path), options=options)
         except (RuntimeError, ValueError, TypeError) as error:
             raise BackendError(f"LiteRT refuses {path.name}", got=error) from error
@@ -232,7 +215,7 @@ class LiteRtGraph:
 
 
 def _release(fields: dict[str, Any], api: _CApi, addresses: list[int]) -> None:
-    with _quiet():
+    with quiet_stderr():
         for address in addresses:
             api.destroy(address)
         addresses.clear()
