@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,11 @@ def staged(out: Path) -> Iterator[Path]:
     Raises:
         ExportError: `out` is something else than a bundle, or can't be written.
     """
-    _check_target(out)
-    _remove_left_behind(out)
+    out = Path(os.path.realpath(out))  # a link stays one, and a rename stays on one disk
     part = out.parent / f".{out.name}.{os.getpid()}{_PART}"
     try:
+        _check_target(out)
+        _remove_left_behind(out)
         part.mkdir(parents=True)
         yield part
         _sync(part)
@@ -39,18 +41,31 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def _check_target(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+    if out.is_dir() and any(out.iterdir()) and not _is_bundle(out):
         raise ExportError(f"{out} isn't a bundle, so it won't be replaced", got="a folder with other files",
                           expected="a bundle, an empty folder, or nothing", hint="Choose another folder.")  # fmt: skip
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file", expected="a folder, or nothing", hint="Choose another path.")
 
 
+def _is_bundle(out: Path) -> bool:
+    """Whether a bundle was here, whole or not; web pages have a file of the same name."""
+    manifest = out / MANIFEST
+    return manifest.is_file() and b'"schema_version"' in manifest.read_bytes()
+
+
 def _remove_left_behind(out: Path) -> None:
-    """Removes what killed exports left: parts whose process is gone."""
-    for left in out.parent.glob(f".{out.name}.*{_PART}"):
-        pid = left.name.removesuffix(_PART).rpartition(".")[2]
-        if pid.isdigit() and not _is_running(int(pid)):
+    """Removes what killed exports left; a bundle that one of them had moved away comes back."""
+    if not out.parent.is_dir():
+        return
+    name = re.compile(rf"\.{re.escape(out.name)}\.(\d+)(\.old)?{re.escape(_PART)}")
+    for left in sorted(out.parent.iterdir()):
+        match = name.fullmatch(left.name)
+        if match is None or _is_running(int(match[1])):
+            continue
+        if match[2] and not out.exists():
+            left.rename(out)
+        else:
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -77,7 +92,12 @@ def _replace(part: Path, out: Path) -> None:
     old = part.with_name(part.name.removesuffix(_PART) + f".old{_PART}")
     if out.exists():
         out.rename(old)
-    part.rename(out)
+    try:
+        part.rename(out)
+    except BaseException:
+        if not out.exists() and old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from tqdm import tqdm
 
 from export.bundle_writer import file_entries, staged, write_manifest
@@ -28,6 +29,7 @@ from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.config import CacheConfig
 from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, PREFILL_SIZES, QFORMER, VIT
 from seed_story.decoder import Decoder
+from seed_story.errors import ExportError, UsageError
 from seed_story.packed import packed_weights
 from seed_story.story import default_threads
 from seed_story.tokenizer import StoryTokenizer
@@ -42,11 +44,19 @@ class ExportOptions:
 
     Args:
         cache: geometry of the cache.
-        prefill_sizes: N of the `prefill_N` graphs.
+        prefill_sizes: N of the `prefill_N` graphs, 2 or more (`decode` is the one of 1).
+
+    Raises:
+        UsageError: a size is below 2, or given twice.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
     prefill_sizes: tuple[int, ...] = PREFILL_SIZES
+
+    def __post_init__(self) -> None:
+        sizes = self.prefill_sizes
+        if min(sizes, default=2) < 2 or len(set(sizes)) < len(sizes):
+            raise UsageError("a prefill size is impossible", got=sizes, expected="different sizes of 2 or more")
 
 
 def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: ExportOptions | None = None) -> Bundle:
@@ -61,9 +71,14 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
     """
     options = options or ExportOptions()
     with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
-        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{out.name}.work.") as work:
-            _write_graphs(source, recipe, options, part, Path(work), bar)
-        source.tokenizer.save(str(part / TOKENIZER))
+        with tempfile.TemporaryDirectory(dir=part, prefix="work.") as work:
+            try:
+                _write_graphs(source, recipe, options, part, Path(work), bar)
+            except tf.errors.OpError as error:  # what TensorFlow says of a full disk
+                raise ExportError("a graph can't be converted", got=error.message,
+                                  hint="Is there enough free space and memory?") from error  # fmt: skip
+        # Not `save`, whose errors have no class of their own.
+        (part / TOKENIZER).write_text(source.tokenizer.to_str(pretty=True), encoding="utf-8")
         parity = _gate(source, recipe, options, part, bar)
         write_manifest(part, _manifest(source, recipe, options, parity, part))
     return Bundle.open(out)

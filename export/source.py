@@ -19,14 +19,16 @@ from model.sources.gguf import read_gguf
 from model.sources.huggingface import hf_folder, read_hf
 from model.story_model import StoryModel
 from model.tokenizer_files import add_picture_tokens, tokenizer_from_folder, tokenizer_from_gguf
+from model.vit import IGNORED as VISION_IGNORED
 from model.vit import VisionTransformer
-from model.weights import load_safetensors, load_weights
+from model.weights import load_safetensors, load_weights, without_prefix
 from seed_story.bundle import Prompt
 from seed_story.config import LlamaConfig, QFormerConfig, StoryConfig, VisionConfig
 
 CHECKPOINTS = Path(__file__).parent.parent / "model" / "checkpoints"
 """Trained weights of our own: `<preset>/qformer.safetensors` is used when it is there."""
 
+_HEAD = "lm_head.weight"
 _QFORMER_SEED = 0
 
 
@@ -76,13 +78,14 @@ def load_source(
     else:
         values, vision_tensors = read_hf(vision)
         vision_config = VisionConfig.from_hf(values)
+        vision_tensors = without_prefix(vision_tensors, f"{values['model_type']}.")  # as a network with a head has it
     tokenizer, _, _, grown = add_picture_tokens(tokenizer, decoder_config.vocab_size)
     tensors, decoder_config = _grow(tensors, decoder_config, grown)
 
     decoder = Llama(decoder_config, seed=None)
-    load_weights(decoder, tensors, ignore=LLAMA_IGNORED)
+    load_weights(decoder, tensors, ignore=(*LLAMA_IGNORED, _HEAD))  # some files store a tied head a second time
     eye = VisionTransformer(vision_config, seed=None)
-    load_weights(eye, vision_tensors)
+    load_weights(eye, vision_tensors, ignore=VISION_IGNORED)
     file = Path(qformer) if qformer else CHECKPOINTS / preset / "qformer.safetensors"
     trained = qformer is not None or file.is_file()
     sizes = replace(base.story.qformer, vision_size=vision_config.hidden_size, llm_size=decoder_config.hidden_size)
@@ -114,7 +117,7 @@ def _grow(tensors: Mapping[str, Any], config: LlamaConfig, rows: int) -> tuple[M
     if rows == 0:
         return tensors, config
     grown = dict(tensors)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+    for name in ("model.embed_tokens.weight", _HEAD):
         if name in grown:
             table = np.asarray(grown[name])
             grown[name] = np.concatenate([table, np.repeat(table.mean(0, keepdims=True), rows, axis=0)])

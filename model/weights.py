@@ -88,6 +88,8 @@ def load_safetensors(network: keras.Layer, path: str | os.PathLike[str], *, igno
         raise WeightsError("there is no such checkpoint", got=str(path)) from None
     except SafetensorError as error:
         raise WeightsError(f"{path} isn't a whole safetensors file", got=error) from error
+    except OSError as error:
+        raise WeightsError(f"{path} can't be read", got=error, expected="a safetensors file") from error
     load_weights(network, tensors, ignore=ignore)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seed_story.errors import ExportError
+
+_REFUSALS = (ValueError, RuntimeError, KeyError, TypeError, IndexError, struct.error, re.error)
+"""What the quantizer raises for a recipe or a graph that it can't read."""
 
 
 def quantize_graph(source: Path, target: Path, entries: Sequence[dict[str, Any]]) -> None:
@@ -36,6 +41,6 @@ def quantize_graph(source: Path, target: Path, entries: Sequence[dict[str, Any]]
             tool.quantize(serialize_to_path=str(target), enable_progress_bar=False, enable_progress_report=False)
         if not target.is_file():  # it leaves small models to the caller
             tool._result.export_model(str(target))
-    except (ValueError, RuntimeError, KeyError) as error:
+    except _REFUSALS as error:
         raise ExportError(f"{source.name} can't be quantized", got=error, hint="Check the recipe.") from error
     source.unlink()

@@ -8,6 +8,7 @@ layers, operation, algorithm, number formats; the last match counts, an empty li
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,16 @@ def load_recipe(name: str | Path) -> Recipe:
         UsageError: there is no such recipe.
         ConfigError: the file isn't a recipe.
     """
-    path = Path(name) if str(name).endswith(".json") else FOLDER / f"{name}.json"
-    if path.parent == FOLDER and path.stem not in recipe_names():
+    own = str(name).endswith(".json")
+    if not own and name not in recipe_names():
         raise UsageError("there is no such recipe", got=name, expected=", ".join(recipe_names()) + ", or a .json file")
+    path = Path(name) if own else FOLDER / f"{name}.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         graphs = {graph: list(values["graphs"][graph]) for graph in GRAPHS}
         bounds = {figure: float(values["bounds"][figure]["bound"]) for figure in BOUNDS}
+        if not all(map(math.isfinite, bounds.values())):
+            raise ValueError(f"a bound isn't a number: {bounds}")
         return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds)
     except OSError as error:
         raise UsageError("the recipe can't be read", got=error, expected="a JSON file") from error

@@ -37,3 +37,16 @@ def export_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def tiny_bundle(export_tiny: Callable[[str], Path]) -> Path:
     """A tiny float32 bundle; don't change it, copy it."""
     return export_tiny("float32")
+
+
+@pytest.fixture(scope="session")
+def loud_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 bundle of `tests.loud`, with 32 slots; don't change it, copy it."""
+    from export.export import ExportOptions, export_bundle
+    from quantization.recipe import load_recipe
+    from seed_story.config import CacheConfig
+    from tests.loud import loud_source
+
+    options = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8))
+    out = tmp_path_factory.mktemp("bundles") / "loud"
+    return export_bundle(loud_source(), load_recipe("float32"), out, options).path

@@ -197,12 +197,12 @@ class Bundle:
         sha256, size = self.manifest.files[name]
         file = self.file(name)
         hint = "Copy or export the bundle again."
-        if not file.is_file() or file.is_symlink():
-            raise BundleError(f"the bundle lacks {name}", expected=f"{size} bytes at {file}", hint=hint)
-        found = file.stat().st_size
-        if found != size:
-            raise BundleError(f"{name} has another size", got=f"{found} bytes", expected=f"{size} bytes", hint=hint)
         try:
+            if not file.is_file() or file.is_symlink():
+                raise BundleError(f"the bundle lacks {name}", expected=f"{size} bytes at {file}", hint=hint)
+            found = file.stat().st_size
+            if found != size:
+                raise BundleError(f"{name} has another size", got=f"{found} bytes", expected=f"{size} bytes", hint=hint)
             digest = file_sha256(file)
         except OSError as error:
             raise BundleError(f"{name} can't be read", got=error.strerror or error, hint=hint) from error
@@ -213,7 +213,7 @@ class Bundle:
 def _find(path: str | os.PathLike[str] | None) -> Path:
     if path is not None or (path := os.environ.get(BUNDLE_VARIABLE)):
         folder = Path(os.path.expanduser(path))  # noqa: PTH111 - an unknown ~user stays as it is, without an error
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112 - unlike Path's, never an error
             raise BundleError("there is no such bundle", got=folder, expected="a folder", hint=_EXPORT_HINT)
         return folder
     places = (Path("build/story"), cache_dir() / "bundles" / "story")

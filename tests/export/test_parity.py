@@ -1,0 +1,214 @@
+"""The gate sees what is wrong with a graph, and lets nothing doubtful through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from export.parity import (
+    STEPS,
+    STORY,
+    Parity,
+    check,
+    decoder_tokens,
+    measure_decoder,
+    measure_vision,
+    parity_pictures,
+    prefill_lengths,
+)
+from model.layers import named_variables, numpy_of
+from model.story_model import StoryModel
+from quantization.recipe import Recipe, load_recipe
+from seed_story.config import CacheConfig
+from seed_story.decoder import Decoder
+from seed_story.errors import ParityError
+from seed_story.story import SEEDStory
+from seed_story.vision import Vision
+from tests.loud import loud_source
+
+GOOD = Parity(1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 500)
+RECIPE = Recipe("ours", "", {}, {
+    "vit_cosine_min": 0.9, "qformer_cosine_min": 0.8, "decoder_mean_kl_nat": 0.01, "decoder_top1": 0.7,
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("figure", RECIPE.bounds)
+def test_directions_of_the_bounds(figure: str) -> None:
+    """A cosine and an agreement are least values, a divergence a greatest; the bound itself passes."""
+    bound = RECIPE.bounds[figure]
+    better, worse = (bound / 2, bound * 2) if figure.endswith("_nat") else (1.0, bound / 2)
+    for value in (bound, better):
+        check(replace(GOOD, **{figure: value}), RECIPE)
+    for value in (worse, math.nan, math.inf if figure.endswith("_nat") else -math.inf):
+        with pytest.raises(ParityError, match=figure) as caught:
+            check(replace(GOOD, **{figure: value}), RECIPE)
+        assert caught.value.got == f"{value:.6g}"
+        assert f"{bound:g}" in str(caught.value.expected)
+        assert ("at most" in str(caught.value.expected)) == figure.endswith("_nat")
+        assert "Nothing was written" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def told(loud_bundle: Path) -> Iterator[SEEDStory]:
+    with SEEDStory(loud_bundle, threads=1) as model:
+        yield model
+
+
+def figures(told: SEEDStory, model: StoryModel) -> Parity:
+    decoder = told.decoder
+    decoder.cache.reset()
+    ids = decoder_tokens(decoder, told.tokenizer.encode(STORY.read_text(encoding="utf-8")))
+    seen: list[int] = []
+    measured = measure_decoder(model, decoder, ids, seen.append)
+    assert sum(seen) == len(ids) == decoder.cache.position
+    return Parity(*measure_vision(model, told.vision), **measured)  # type: ignore[arg-type]
+
+
+def test_whole_graphs_pass_by_far(told: SEEDStory) -> None:
+    parity = figures(told, loud_source().model)
+    check(parity, load_recipe("float32"))
+    assert parity.decoder_mean_kl_nat < 1e-9
+    assert parity.decoder_top1 == 1
+    assert parity.decoder_positions == STEPS + len(told.bundle.manifest.prefill_sizes) >= 256
+    assert parity.to_dict()["decoder_positions"] == parity.decoder_positions
+
+
+def variable(model: keras.Layer, name: str) -> keras.Variable:
+    return named_variables(model)[name]
+
+
+def swap_layers(model: StoryModel) -> None:
+    for name, one in named_variables(model.llama).items():
+        if name.startswith("model.layers.0."):
+            other = variable(model.llama, name.replace("layers.0.", "layers.1."))
+            first, second = numpy_of(one).copy(), numpy_of(other).copy()
+            one.assign(second)
+            other.assign(first)
+
+
+def scale(name: str, factor: float) -> Callable[[StoryModel], None]:
+    def change(model: StoryModel) -> None:
+        weight = variable(model.llama, name)
+        weight.assign(numpy_of(weight) * factor)
+
+    return change
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer steps: enough to see what is badly wrong, three times past the end."""
+    monkeypatch.setattr("export.parity.STEPS", 96)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        swap_layers,
+        scale("model.layers.0.self_attn.q_proj.weight", 1.1),
+        scale("model.layers.1.self_attn.k_proj.weight", 0.9),
+        scale("model.layers.0.mlp.up_proj.weight", 1.1),
+        scale("model.layers.1.input_layernorm.weight", 1.1),
+        scale("model.norm.weight", 1.1),
+        scale("model.embed_tokens.weight", 1.1),
+    ],
+    ids=["layers swapped", "q", "k", "up", "gain", "last gain", "table"],
+)
+def test_damaged_decoder_is_found(told: SEEDStory, damage: Callable[[StoryModel], None]) -> None:
+    model = loud_source().model
+    damage(model)
+    parity = figures(told, model)
+    assert parity.decoder_mean_kl_nat > 10 * load_recipe("float32").bounds["decoder_mean_kl_nat"]
+    with pytest.raises(ParityError, match="decoder_mean_kl_nat"):
+        check(parity, load_recipe("float32"))
+
+
+@pytest.mark.usefixtures("short")
+def test_damage_that_shows_past_the_end_only_is_found(told: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that forgets its sinks once it is full."""
+    cache = told.decoder.cache
+    fill = cache.fill
+
+    def forgetful(inputs: dict[str, np.ndarray], count: int) -> None:
+        fill(inputs, count)
+        if cache.position >= cache.config.slots:
+            inputs["mask"][:, : cache.config.sinks] = -1e9
+
+    monkeypatch.setattr(cache, "fill", forgetful)
+    parity = figures(told, loud_source().model)
+    assert parity.decoder_mean_kl_after_eviction_nat > 1e-4
+    with pytest.raises(ParityError, match="decoder_mean_kl_nat"):
+        check(parity, load_recipe("float32"))
+
+
+@pytest.mark.usefixtures("short")
+def test_nan_in_a_graph_fails(told: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = told.decoder.feed
+    calls = iter(range(10_000))
+    monkeypatch.setattr(told.decoder, "feed", lambda rows: feed(rows) * (np.nan if next(calls) == 60 else 1))
+    with pytest.raises(ParityError, match="nan"):
+        check(figures(told, loud_source().model), load_recipe("int8"))
+
+
+@pytest.mark.parametrize("part", ["vision", "qformer"])
+def test_damaged_picture_graph_is_found(told: SEEDStory, part: str) -> None:
+    model = loud_source().model
+    name = "encoder.layer.0.mlp.fc1.weight" if part == "vision" else None
+    weights = named_variables(getattr(model, part))
+    damaged = weights[name] if name else next(w for w in weights.values() if len(w.shape) == 2)
+    damaged.assign(-numpy_of(damaged))
+    vit, qformer = measure_vision(model, told.vision)
+    bounds = load_recipe("float32").bounds
+    if part == "vision":
+        assert vit < bounds["vit_cosine_min"]
+    else:
+        assert vit >= bounds["vit_cosine_min"]
+    assert qformer < bounds["qformer_cosine_min"]
+
+
+def test_nan_in_a_picture_graph_fails(told: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = Vision.embeddings
+    monkeypatch.setattr(Vision, "embeddings", lambda self, pixels: embeddings(self, pixels) * np.nan)
+    vit, qformer = measure_vision(loud_source().model, told.vision)
+    assert vit > 0.99 and math.isnan(qformer)
+
+
+def test_pictures_are_pictures() -> None:
+    pictures = parity_pictures(28)
+    assert pictures.dtype == np.float32 and pictures.shape[1:] == (28, 28, 3) and len(pictures) >= 3
+    assert pictures.min() >= 0 and pictures.max() <= 1
+    assert pictures.std(axis=(1, 2)).min() > 0.1
+    np.testing.assert_array_equal(pictures, parity_pictures(28))
+
+
+class _Like:
+    def __init__(self, slots: int, sinks: int, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        config = CacheConfig(slots, sinks)
+        self.cache = type("Cache", (), {"config": config, "max_chunk": config.ring})()
+
+
+@pytest.mark.parametrize(
+    ("slots", "sinks", "sizes"),
+    [(32, 2, (4, 8, 1)), (512, 4, (16, 64, 128, 1)), (4096, 4, (16, 1)), (12, 11, (128, 1)), (2048, 4, (1,))],
+)
+def test_enough_tokens_whatever_the_cache(slots: int, sinks: int, sizes: tuple[int, ...]) -> None:
+    decoder: Decoder = _Like(slots, sinks, sizes)  # type: ignore[assignment]
+    chunks = prefill_lengths(decoder)
+    assert len(chunks) == len(sizes) - 1
+    assert all(1 <= n <= min(size, slots - sinks) for n, size in zip(chunks, sorted(sizes)[1:], strict=True))
+    for length in (1, 700, 10_000):
+        ids = decoder_tokens(decoder, list(range(length)))
+        assert len(ids) >= slots + 64
+        assert len(ids) - sum(chunks) >= STEPS >= 256
+        assert ids[:length] == list(range(length))[: len(ids)]
+
+
+def test_the_story_needs_no_repeating() -> None:
+    assert len(STORY.read_text(encoding="utf-8")) > 4 * 800

@@ -1,0 +1,218 @@
+"""Parts of a user's own: Hugging Face folders, a vocabulary without room, and a trained Q-Former."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from keras import ops
+from safetensors.torch import load_file, save_file
+
+from export.__main__ import main
+from export.source import _grow, load_source
+from model.layers import named_variables, numpy_of
+from model.qformer import QFormer
+from model.tokenizer_files import byte_tokenizer
+from model.weights import save_safetensors
+from seed_story.config import CacheConfig, LlamaConfig, QFormerConfig
+from seed_story.errors import SeedStoryError, UsageError, WeightsError
+from seed_story.sampling import SamplingConfig
+from seed_story.story import SEEDStory
+from tests.compare import assert_close
+from tests.loud import loud_source
+
+FULL = 259
+"""As many rows as the tokenizer of bytes has tokens: no slot is free."""
+
+
+def llama_folder(folder: Path, vocab: int = FULL, *, tied: bool = False) -> Path:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=vocab, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def vision_folder(folder: Path, kind: str) -> Path:
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.2}
+    if kind.startswith("dinov2"):
+        config = transformers.Dinov2Config(**sizes, image_size=98, patch_size=14, mlp_ratio=2)
+        model: type = transformers.Dinov2ForImageClassification if kind.endswith("head") else transformers.Dinov2Model
+    else:
+        config = transformers.ViTConfig(**sizes, image_size=224, patch_size=32, intermediate_size=36)
+        model = transformers.ViTForImageClassification if kind.endswith("head") else transformers.ViTModel
+    model(config).save_pretrained(folder)
+    return folder
+
+
+def test_preset_alone() -> None:
+    source = load_source("tiny")
+    assert source.name == "tiny"
+    assert not source.qformer_trained
+    assert source.licences["decoder"] == source.licences["vision"] == "none: random weights"
+    assert source.prompt.opening.startswith("<|im_start|>")
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UsageError, match="tiny"):
+        load_source("nope")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_vocabulary_grows_where_no_slot_is_free(tmp_path: Path, tied: bool) -> None:
+    folder = llama_folder(tmp_path, tied=tied)
+    source = load_source("tiny", llama=str(folder))
+    llama = source.model.config.llama
+    assert llama.vocab_size == FULL + 2 and llama.tie_word_embeddings is tied
+    assert [source.tokenizer.token_to_id(name) for name in ("<|picture|>", "<|/picture|>")] == [FULL, FULL + 1]
+    assert source.name == "tiny-custom"
+
+    old = {name: tensor.numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
+    new = named_variables(source.model.llama)
+    tables = ["model.embed_tokens.weight"] + ([] if tied else ["lm_head.weight"])
+    for name in tables:
+        np.testing.assert_array_equal(numpy_of(new[name])[:FULL], old[name])
+        assert_close(numpy_of(new[name])[FULL:], np.stack([old[name].mean(0)] * 2), "same_maths")
+
+    published = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    ids = np.arange(40)[None] * 6
+    logits = ops.convert_to_numpy(source.model.llama(source.model.llama.embed(ids)))
+    with torch.no_grad():
+        assert_close(logits[..., :FULL], published(torch.from_numpy(ids)).logits, "network")
+
+
+@pytest.mark.parametrize(("vocab", "grown"), [(FULL + 1, 1), (FULL + 2, 0), (300, 0)])
+def test_grows_no_more_than_it_must(tmp_path: Path, vocab: int, grown: int) -> None:
+    assert load_source("tiny", llama=str(llama_folder(tmp_path, vocab))).model.config.llama.vocab_size == vocab + grown
+
+
+def test_growing_by_nothing_reads_nothing() -> None:
+    class Never(dict[str, np.ndarray]):
+        def __getitem__(self, name: str) -> np.ndarray:
+            raise AssertionError(name)
+
+    tensors, config = Never(), LlamaConfig.tiny()
+    assert _grow(tensors, config, 0) == (tensors, config)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2 with a head", "vit", "vit with a head"])
+def test_vision_folder_equals_transformers(tmp_path: Path, kind: str) -> None:
+    folder = vision_folder(tmp_path, kind)
+    source = load_source("tiny", vision=str(folder))
+    assert source.model.config.vision.layer_scale == kind.startswith("dinov2")
+    body = transformers.AutoModel.from_pretrained(folder).eval()
+    pixels = np.random.default_rng(0).uniform(0, 1, (1, 224, 224, 3)).astype(np.float32)
+    config = source.model.config.vision
+    normal = ((pixels - np.float32(config.image_mean)) / np.float32(config.image_std)).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = body(torch.from_numpy(np.ascontiguousarray(normal)), **(
+            {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True})).last_hidden_state  # fmt: skip
+    assert_close(source.model.vision(pixels), expected, "network")
+
+
+def test_vision_folder_with_a_strange_tensor(tmp_path: Path) -> None:
+    folder = vision_folder(tmp_path, "dinov2")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "adapter.weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"adapter\.weight"):
+        load_source("tiny", vision=str(folder))
+    tensors.pop("layernorm.weight")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"layernorm\.weight"):
+        load_source("tiny", vision=str(folder))
+
+
+def qformer_file(path: Path, config: QFormerConfig) -> QFormer:
+    network = QFormer(config, seed=77)
+    save_safetensors(network, path)
+    return network
+
+
+def test_qformer_file_is_used(tmp_path: Path) -> None:
+    trained = qformer_file(tmp_path / "q.safetensors", QFormerConfig.tiny())
+    source = load_source("tiny", qformer=str(tmp_path / "q.safetensors"))
+    assert source.qformer_trained
+    assert source.name == "tiny"
+    loaded = named_variables(source.model.qformer)
+    for name, variable in named_variables(trained).items():
+        np.testing.assert_array_equal(numpy_of(loaded[name]), numpy_of(variable))
+
+
+def test_checkpoint_of_the_preset_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.source.CHECKPOINTS", tmp_path)
+    assert not load_source("tiny").qformer_trained
+    (tmp_path / "tiny").mkdir()
+    qformer_file(tmp_path / "tiny" / "qformer.safetensors", QFormerConfig.tiny())
+    assert load_source("tiny").qformer_trained
+
+
+@pytest.mark.parametrize("kind", ["missing", "garbage", "another size"])
+def test_wrong_qformer_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "q.safetensors"
+    if kind == "garbage":
+        path.write_bytes(b"garbage")
+    elif kind == "another size":
+        qformer_file(path, replace(QFormerConfig.tiny(), llm_size=25))
+    with pytest.raises(WeightsError):
+        load_source("tiny", qformer=str(path))
+
+
+@pytest.mark.parametrize("option", ["llama", "vision"])
+def test_folder_that_is_no_model(tmp_path: Path, option: str) -> None:
+    with pytest.raises(SeedStoryError):
+        load_source("tiny", **{option: str(tmp_path)})
+
+
+def test_all_parts_of_ones_own_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command, a decoder whose vocabulary grows, a ViT with its pooler, and a Q-Former between them."""
+    llama, vision = llama_folder(tmp_path / "llama"), vision_folder(tmp_path / "vision", "vit")
+    sizes = replace(QFormerConfig.tiny(), vision_size=20, llm_size=32)
+    qformer_file(tmp_path / "q.safetensors", sizes)
+    code = main([
+        "--model", "tiny", "--llama", str(llama), "--vision", str(vision), "--qformer", str(tmp_path / "q.safetensors"),
+        "--recipe", "float32", "--slots", "32", "--sinks", "2", "--prefill", "4", "8", "--out", str(tmp_path / "out"),
+    ])  # fmt: skip
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "untrained" not in printed.out
+    values = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert values["qformer_trained"] is True
+    assert values["architecture"]["llama"]["vocab_size"] == FULL + 2
+    assert values["special_tokens"]["<|picture|>"] == FULL
+    assert values["licences"] == {"decoder": "see its source", "vision": "see its source"}
+    assert values["parity"]["decoder_top1"] > 0.99
+    with SEEDStory(tmp_path / "out", threads=1) as model:
+        picture = np.random.default_rng(2).uniform(0, 1, (1, 224, 224, 3)).astype(np.float32)
+        text = model((picture, "Once"), max_tokens=30, sampling=SamplingConfig.greedy())
+        assert text.startswith("Once")
+
+
+def test_loud_model_is_loud() -> None:
+    """What the tests of stories and of the gate rest on: attention and pictures matter in it."""
+    source = loud_source()
+    x = source.model.llama.embed(np.array([[*b"Once upon a time there was a bear"]]))
+    full, bounded = (ops.convert_to_numpy(source.model.llama(x, cache=c)) for c in (None, CacheConfig(8, 2)))
+    assert np.abs(full - bounded)[0, -1].max() > 0.1
+    pictures = np.stack([np.zeros((28, 28, 3)), np.ones((28, 28, 3))]).astype(np.float32)[None]
+    first, second = np.split(ops.convert_to_numpy(source.model.embed_pictures(pictures))[0], 2)
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_base_model_without_a_chat_format(tmp_path: Path) -> None:
+    """No control tokens but an end of text: a story begins after the end of another."""
+    folder = llama_folder(tmp_path / "llama")
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] == "<|endoftext|>"]
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    source = load_source("tiny", llama=str(folder))
+    assert (source.prompt.opening, source.prompt.request) == ("<|endoftext|>", "")
+    assert source.prompt.end_tokens == ("<|endoftext|>",)

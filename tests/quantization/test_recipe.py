@@ -1,0 +1,85 @@
+"""Recipes are data: read strictly, by name or from a file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantization.recipe import BOUNDS, FOLDER, load_recipe, recipe_names
+from seed_story.contract import GRAPHS
+from seed_story.errors import ConfigError, UsageError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_own_recipes(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.summary
+    assert set(recipe.graphs) == set(GRAPHS) and set(recipe.bounds) == set(BOUNDS)
+    values = json.loads((FOLDER / f"{name}.json").read_text())
+    assert all(entry["why"] for entry in values["bounds"].values())
+
+
+def test_bounds_loosen_with_the_bits() -> None:
+    order = [load_recipe(name).bounds for name in ("float32", "float16", "int8")]
+    for tighter, looser in itertools.pairwise(order):
+        for figure in BOUNDS:
+            if figure.endswith("_nat"):
+                assert tighter[figure] <= looser[figure]
+            else:
+                assert tighter[figure] >= looser[figure]
+
+
+def test_default_bound_is_that_of_the_project() -> None:
+    assert load_recipe("int8").bounds["decoder_mean_kl_nat"] <= 0.06
+
+
+@pytest.mark.parametrize("name", ["nope", "", "int4", "../recipes/int8", "int8 ", "INT8"])
+def test_unknown_name(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(name)
+    assert caught.value.exit_code == 2
+    assert all(known in str(caught.value) for known in recipe_names())
+
+
+def test_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text((FOLDER / "int8.json").read_text().replace('"int8"', '"mine"', 1))
+    for given in (path, str(path)):
+        assert load_recipe(given).name == "mine"
+    with pytest.raises(UsageError, match="can't be read"):
+        load_recipe(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.pop("name"),
+        lambda values: values.pop("graphs"),
+        lambda values: values["graphs"].pop("vit"),
+        lambda values: values["graphs"].update(decoder=5),
+        lambda values: values.pop("bounds"),
+        lambda values: values["bounds"].pop("decoder_mean_kl_nat"),
+        lambda values: values["bounds"].update(decoder_top1=0.5),
+        lambda values: values["bounds"]["decoder_top1"].update(bound="much"),
+    ],
+)
+def test_damaged_file(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads((FOLDER / "int8.json").read_text())
+    change(values)
+    (tmp_path / "bad.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"bad\.json") as caught:
+        load_recipe(tmp_path / "bad.json")
+    assert caught.value.expected and caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "\xff"])
+def test_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError):
+        load_recipe(tmp_path / "bad.json")
