@@ -80,7 +80,8 @@ bench-peers: $(WORKSTATION) ## Speed beside llama.cpp on the same weights, in on
 	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
 	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
 	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet 'llama-cpp-python==0.3.36'
-	$(BIN)/python -m benchmarks.peers --bundle "$$OUT" --llama-python $(LLAMA)/bin/python
+	$(BIN)/python -m benchmarks.peers --bundle "$$OUT" --llama-python $(LLAMA)/bin/python \
+	  --gguf "$$($(BIN)/python -c 'from model.presets import SEED_STORY_135M as m; print(m.decoder.fetch())')"
 
 clean: ## Remove what was built, the default bundle too; .venv and the weights stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

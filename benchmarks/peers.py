@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from model.presets import SEED_STORY_135M
 from seed_story.device import cpu_model
 from seed_story.files import cache_dir
 
@@ -103,17 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and prints a table, then one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--bundle", default="build/story")
+    parser.add_argument("--gguf", required=True, help="the file that the bundle was made from")
     parser.add_argument("--llama-python", required=True, help="the Python of a venv with llama-cpp-python")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--depth", type=int, default=512)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args(argv)
-    assert SEED_STORY_135M.decoder is not None
-    gguf, threads = str(SEED_STORY_135M.decoder.fetch()), str(args.threads)
-    q8_0 = str(cache_dir() / "benchmarks" / "SmolLM2-135M-Q8_0.gguf")
+    threads = str(args.threads)
+    q8_0 = str(cache_dir() / "benchmarks" / f"{Path(args.gguf).stem}.Q8_0.gguf")
     Path(q8_0).parent.mkdir(parents=True, exist_ok=True)
-    llama = [args.llama_python, str(_WORKERS / "llama_cpp_worker.py"), gguf, threads]
+    llama = [args.llama_python, str(_WORKERS / "llama_cpp_worker.py"), args.gguf, threads]
     ours = [sys.executable, "-m", "benchmarks.workers.seed_story_worker", args.bundle, threads]
     workers = [Worker(ours), Worker([*llama, q8_0]), Worker(llama)]
     figures = measure(workers, depth=args.depth, steps=args.steps, rounds=args.rounds)

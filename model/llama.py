@@ -201,7 +201,8 @@ class Llama(Module):
     def _rotations(self, length: int | Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """cos and sin `[t, d]`, or `[b, 1, t, d]` for positions that differ by row."""
         if positions is None and isinstance(length, int):
-            return rope_tables(self.config, range(length))
+            cos, sin = rope_tables(self.config, range(length))
+            return ops.convert_to_tensor(cos), ops.convert_to_tensor(sin)
         if positions is None:
             positions = ops.arange(length)
         tables = rope_tables(self.config, range(self.config.max_position))
@@ -227,4 +228,6 @@ def _streaming_geometry(config: LlamaConfig, cache: CacheConfig, length: int) ->
     age = index[:, None] - index[None, :]
     allowed = (age >= 0) & (kept[None, :] | (age < cache.ring))
     inside = rope_tables(config, np.minimum(index, cache.sinks + cache.ring - 1))
-    return Geometry(*rope_tables(config, index), allowed, kept[:, None].astype(np.float32), inside)
+    arrays = (*rope_tables(config, index), allowed, kept[:, None].astype(np.float32), *inside)
+    tensors = [ops.convert_to_tensor(array) for array in arrays]
+    return Geometry(*tensors[:4], inside=(tensors[4], tensors[5]))

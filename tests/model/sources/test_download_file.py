@@ -19,6 +19,7 @@ import pytest
 from model.sources import cache
 from model.sources.download import TransferError, download
 from seed_story.errors import DownloadError
+from seed_story.files import cache_dir
 
 BODY = bytes(range(256)) * 12_000  # 3 MB: several chunks
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -250,11 +251,11 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("SEED_STORY_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache.cache_dir() == tmp_path / ".cache" / "seed-story"
+    assert cache_dir() == tmp_path / ".cache" / "seed-story"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.cache_dir() == tmp_path / "xdg" / "seed-story"
+    assert cache_dir() == tmp_path / "xdg" / "seed-story"
     monkeypatch.setenv("SEED_STORY_CACHE", str(tmp_path / "own"))
-    assert cache.cache_dir() == tmp_path / "own"
+    assert cache_dir() == tmp_path / "own"
 
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
