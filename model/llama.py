@@ -229,5 +229,5 @@ def _streaming_geometry(config: LlamaConfig, cache: CacheConfig, length: int) ->
     allowed = (age >= 0) & (kept[None, :] | (age < cache.ring))
     inside = rope_tables(config, np.minimum(index, cache.sinks + cache.ring - 1))
     arrays = (*rope_tables(config, index), allowed, kept[:, None].astype(np.float32), *inside)
-    tensors = [ops.convert_to_tensor(array) for array in arrays]
-    return Geometry(*tensors[:4], inside=(tensors[4], tensors[5]))
+    cos, sin, allowed, stays, *places = (ops.convert_to_tensor(array) for array in arrays)
+    return Geometry(cos, sin, allowed, stays, inside=(places[0], places[1]))
