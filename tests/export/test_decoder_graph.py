@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import numpy as np
 import pytest
-import torch
-import transformers
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 
-from export.decoder_graph import skeleton_weight, weight_shapes
-from export.flatbuffer import fill_skeleton
 from seed_story.backends.base import Array
 from seed_story.config import CacheConfig
-from seed_story.contract import EMBED
 from seed_story.decoder import Decoder, next_chunk
 from seed_story.errors import UsageError
 from tests.compare import assert_close
-from tests.export.tiny_decoders import SIZES, VARIANTS, TinyDecoder, loud_llama
+from tests.export.tiny_decoders import SIZES, VARIANTS, TinyDecoder
 from tests.reference.streaming_llama import StreamingLlama
 
 Tiny = Callable[[str], TinyDecoder]
@@ -56,67 +45,6 @@ def feed_in(decoder: Decoder, embeddings: Array, chunks: Sequence[int]) -> list[
     assert sum(chunks) == len(embeddings)
     ends = np.cumsum(chunks)
     return [decoder.feed(embeddings[end - n : end]).copy() for n, end in zip(chunks, ends, strict=True)]
-
-
-# --------------------------------------------------------------------------------
-# The reference itself
-
-
-def hugging_face(name: str, layers: int | None = None) -> tuple[transformers.LlamaForCausalLM, dict[str, Array], Any]:
-    config, _ = VARIANTS[name]
-    config = replace(config, num_layers=layers or config.num_layers)
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    if scaling := config.rope_scaling:
-        rope.update(rope_type=scaling.kind, factor=scaling.factor)
-        if scaling.kind == "llama3":
-            rope.update(
-                low_freq_factor=scaling.low_freq_factor,
-                high_freq_factor=scaling.high_freq_factor,
-                original_max_position_embeddings=scaling.original_max_position,
-            )
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.rms_norm_eps,
-            tie_word_embeddings=config.tie_word_embeddings,
-            max_position_embeddings=config.max_position,
-            rope_parameters=rope,
-        )
-    )
-    weights = loud_llama(config, seed=5)
-    left = theirs.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()}, strict=False)
-    assert not left.unexpected_keys
-    assert left.missing_keys == (["lm_head.weight"] if config.tie_word_embeddings else [])
-    theirs.tie_weights()
-    return theirs.eval(), weights, config
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_reference_equals_transformers_while_nothing_is_forgotten(name: str) -> None:
-    theirs, weights, config = hugging_face(name)
-    x = np.random.default_rng(3).normal(0, 0.5, (30, config.hidden_size)).astype(np.float32)
-    with torch.no_grad():
-        expected = theirs(inputs_embeds=torch.from_numpy(x)[None]).logits[0]
-    assert_close(StreamingLlama(config, weights, 4, 26).feed(x), expected, "decoder_graph")
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_reference_past_capacity_equals_a_fresh_start_on_what_is_kept(name: str) -> None:
-    """With one layer a key depends on its own token only: what is kept, told anew, gives the same."""
-    theirs, weights, config = hugging_face(name, layers=1)
-    x = np.random.default_rng(3).normal(0, 0.5, (25, config.hidden_size)).astype(np.float32)
-    ours = StreamingLlama(config, weights, sinks=2, newest=5).feed(x)
-    for token in range(len(x)):
-        kept = np.concatenate([x[: min(2, token + 1)], x[max(2, token - 4) : token + 1]])
-        with torch.no_grad():
-            expected = theirs(inputs_embeds=torch.from_numpy(kept)[None]).logits[0, -1]
-        assert_close(ours[token], expected, "decoder_graph")
 
 
 # --------------------------------------------------------------------------------
@@ -400,137 +328,6 @@ def test_attention_is_sharp(tiny_decoder: Tiny) -> None:
     a, b = (StreamingLlama(tiny.config, tiny.weights, 2, newest).feed(x) for newest in (10, 9))
     assert np.abs(a).max() > 1
     assert np.abs(a[-1] - b[-1]).max() > 1e-3 * np.abs(a[-1]).max()
-
-
-# --------------------------------------------------------------------------------
-# The file
-
-
-def operators(model: schema.ModelT, signature: str) -> list[str]:
-    (index,) = (s.subgraphIndex for s in model.signatureDefs if s.signatureKey.decode() == signature)
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    codes = [names[max(c.builtinCode, c.deprecatedBuiltinCode)] for c in model.operatorCodes]
-    return [codes[op.opcodeIndex] for op in model.subgraphs[index].operators]
-
-
-def load(tiny: TinyDecoder) -> schema.ModelT:
-    return schema.ModelT.InitFromPackedBuf(bytearray(tiny.path.read_bytes()), 0)
-
-
-SIGNATURES = ("embed", "prefill_4", "prefill_8", "decode")
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_tensors_are_those_of_the_design(tiny_decoder: Tiny, name: str) -> None:
-    """Spelt out here, not taken from the contract."""
-    tiny = tiny_decoder(name)
-    c, slots = tiny.config, tiny.slots
-    interpreter = Interpreter(str(tiny.path))
-    found = interpreter.get_signature_list()
-    assert sorted(found) == sorted(SIGNATURES)
-    for signature, n in zip(SIGNATURES[1:], (4, 8, 1), strict=True):
-        cache = (c.num_kv_heads, slots, c.head_dim)
-        inputs = {
-            "embeddings": (n, c.hidden_size),
-            "cos": (n, 2, c.head_dim),
-            "sin": (n, 2, c.head_dim),
-            "region": (2, slots),
-            "mask": (n, slots + n),
-        }
-        inputs |= {f"kv_cache_{kind}_{i}": cache for kind in "kv" for i in range(c.num_layers)}
-        new = (c.num_layers, c.num_kv_heads, n, c.head_dim)
-        runner = interpreter.get_signature_runner(signature)
-        for details, expected in (
-            (runner.get_input_details(), inputs),
-            (runner.get_output_details(), {"logits": (1, c.vocab_size), "k": new, "v": new}),
-        ):
-            assert {k: tuple(d["shape"].tolist()) for k, d in details.items()} == expected
-            assert {d["dtype"] for d in details.values()} == {np.float32}
-    runner = interpreter.get_signature_runner("embed")
-    ((token, token_details),) = runner.get_input_details().items()
-    assert (token, token_details["shape"].tolist(), token_details["dtype"]) == ("token", [1], np.int32)
-    ((rows, row_details),) = runner.get_output_details().items()
-    assert (rows, row_details["shape"].tolist()) == ("embeddings", [1, c.hidden_size])
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_operators_are_those_that_the_engine_is_fast_at(tiny_decoder: Tiny, name: str) -> None:
-    tiny = tiny_decoder(name)
-    model = load(tiny)
-    assert operators(model, EMBED) == ["EMBEDDING_LOOKUP"]
-    for signature in SIGNATURES[1:]:
-        found = operators(model, signature)
-        layers = tiny.config.num_layers
-        assert found.count("FULLY_CONNECTED") == 4 * layers + 1, "qkv, o, gate and up, down; and the head"
-        assert found.count("BATCH_MATMUL") == 4 * layers, "scores and mixture, of the cache and of the chunk"
-        assert found.count("PACK") == 2, "the new keys, the new values"
-        assert not {"GATHER", "DYNAMIC_UPDATE_SLICE", "DEQUANTIZE", "CAST", "CUSTOM"} & set(found)
-        assert not [op for op in found if op.startswith("BROADCAST")]
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_weights_are_stored_once(tiny_decoder: Tiny, name: str) -> None:
-    tiny = tiny_decoder(name)
-    shapes = weight_shapes(tiny.config)
-    weights = sum(4 * math.prod(shape) for shape in shapes.values())
-    size = tiny.path.stat().st_size
-    assert weights < size <= weights + len(tiny.skeleton) + 64 * len(shapes) + 2048
-
-    model = load(tiny)
-    users: dict[int, set[str]] = {}
-    for signature in model.signatureDefs:
-        for tensor in model.subgraphs[signature.subgraphIndex].tensors:
-            if model.buffers[tensor.buffer].offset:
-                graph, weight = tensor.name.decode().split("/")
-                assert graph == signature.signatureKey.decode()
-                users.setdefault(tensor.buffer, set()).add(weight)
-                assert tuple(tensor.shape) == shapes[weight]
-    assert sorted(next(iter(names)) for names in users.values() if len(names) == 1) == sorted(shapes)
-    constants = sum(len(b.data) for b in model.buffers if b.data is not None and not b.offset)
-    assert constants < 2048, "no weight may hide in the skeleton"
-
-
-def first_signature(skeleton: bytes, name: str) -> bytes:
-    """The skeleton with a signature's graph as the primary one, which the interpreter's listing is of."""
-    model = schema.ModelT.InitFromPackedBuf(bytearray(skeleton), 0)
-    (index,) = (s.subgraphIndex for s in model.signatureDefs if s.signatureKey.decode() == name)
-    model.subgraphs[0], model.subgraphs[index] = model.subgraphs[index], model.subgraphs[0]
-    for signature in model.signatureDefs:
-        signature.subgraphIndex = {0: index, index: 0}.get(signature.subgraphIndex, signature.subgraphIndex)
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("signature", SIGNATURES[1:])
-def test_one_partition_runs_everything_but_pack(tiny_decoder: Tiny, tmp_path: Path, name: str, signature: str) -> None:
-    """XNNPACK takes all operators in one piece; only the two PACKs of the outputs run outside."""
-    tiny = tiny_decoder(name)
-    path = tmp_path / "decoder.tflite"
-    fill_skeleton(
-        first_signature(tiny.skeleton, signature),
-        weight_shapes(tiny.config),
-        lambda weight: skeleton_weight(tiny.config, tiny.weights, weight),
-        path,
-    )
-    interpreter = Interpreter(str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    listed = interpreter._get_ops_details()
-    delegates = [op for op in listed if op["op_name"] == "DELEGATE"]
-    assert len(delegates) == 1, f"{len(delegates)} partitions"
-    ops = [op for op in listed if op["op_name"] != "DELEGATE"]
-    maker = {int(output): op["index"] for op in ops for output in op["outputs"]}
-    inputs_of = {op["index"]: [int(i) for i in op["inputs"]] for op in ops}
-    inside: set[int] = set()
-    wanted = [int(output) for output in delegates[0]["outputs"]]
-    ends = {int(i) for i in delegates[0]["inputs"]}
-    while wanted:  # back from what the partition gives to what it takes
-        tensor = wanted.pop()
-        if tensor in maker and tensor not in ends and maker[tensor] not in inside:
-            inside.add(maker[tensor])
-            wanted += inputs_of[maker[tensor]]
-    assert [op["op_name"] for op in ops if op["index"] not in inside] == ["PACK", "PACK"]
 
 
 def test_chunks_are_cut_as_the_sizes_of_the_graphs_allow(tiny_decoder: Tiny, open_decoder: Open) -> None:
