@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import math
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seed_story.bundle import MANIFEST, Bundle
+from seed_story.bundle import Bundle
 from seed_story.decoder import next_chunk
-from seed_story.errors import BackendError, BundleError, PictureError, PromptError, UsageError
+from seed_story.errors import BackendError, PictureError
 from seed_story.image import load_and_preprocess_image
 from seed_story.sampling import SamplingConfig
-from seed_story.story import SEEDStory, Story, default_threads
+from seed_story.story import SEEDStory
 from tests.compare import assert_close
-
-ROOT = Path(__file__).parents[2]
-GREEDY = SamplingConfig.greedy()
-HOT = SamplingConfig(temperature=1.0, min_p=0.0, repetition_penalty=1.0)
-"""Nearly any byte may come: most of what is told is no valid UTF-8."""
-
-
-@pytest.fixture(scope="module")
-def model(loud_bundle: Path) -> Iterator[SEEDStory]:
-    with SEEDStory(loud_bundle, threads=1) as made:
-        yield made
-
-
-def pixels(value: float | None = None, seed: int = 0) -> np.ndarray:
-    if value is not None:
-        return np.full((1, 28, 28, 3), value, np.float32)
-    return np.random.default_rng(seed).uniform(0, 1, (1, 28, 28, 3)).astype(np.float32)
-
-
-def told(story: Story, count: int) -> str:
-    return "".join(story.tell(max_tokens=count))
-
-
-class Spy:
-    """Records every embedding that the decoder reads, in order."""
-
-    def __init__(self, model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows: list[np.ndarray] = []
-        feed = model.decoder.feed
-
-        def spied(embeddings: np.ndarray) -> np.ndarray:
-            self.rows.extend(embeddings.copy())
-            return feed(embeddings)
-
-        monkeypatch.setattr(model.decoder, "feed", spied)
-
-
-def ids_of(model: SEEDStory, rows: list[np.ndarray]) -> list[int]:
-    """Embeddings back to token ids; -1 for what is no token's."""
-    vocab = model.bundle.manifest.story.llama.vocab_size
-    table = {row.tobytes(): i for i, row in enumerate(model.decoder.embed(range(vocab)))}
-    return [table.get(row.tobytes(), -1) for row in rows]
-
+from tests.runtime.storytelling import GREEDY, HOT, ROOT, Spy, drawn, ids_of, layout, pixels, told
 
 # --------------------------------------------------------------------------------
 # Seeds
@@ -173,19 +128,6 @@ def reference() -> Any:
         return np.asarray(ops.convert_to_numpy(network.llama.head(hidden))[0])
 
     return logits
-
-
-def drawn(story: Story) -> list[int]:
-    """Grows by every token that the story draws from now on."""
-    ids: list[int] = []
-    draw = story._sampler.sample
-
-    def sample(logits: np.ndarray) -> int:
-        ids.append(draw(logits))
-        return ids[-1]
-
-    story._sampler.sample = sample  # type: ignore[method-assign]
-    return ids
 
 
 def best(model: SEEDStory, logits: np.ndarray) -> list[int]:
@@ -341,15 +283,6 @@ def test_parts_of_a_prompt_equal_the_whole(model: SEEDStory) -> None:
 # Pictures, and the request that comes once
 
 
-def layout(model: SEEDStory, rows: list[np.ndarray]) -> str:
-    """What the decoder read, as text: `[picture]` for a picture with its two tokens around it."""
-    begin, end = model._picture_ids
-    names = {begin: "<", end: ">", -1: "*"}
-    controls = {model.tokenizer.token_id(name): name for name in ("<|im_start|>", "<|im_end|>")}
-    parts = (names.get(i) or controls.get(i) or model.tokenizer.decode([i]) for i in ids_of(model, rows))
-    return "".join(parts).replace("<****>", "[picture]")
-
-
 def test_request_goes_after_the_first_pictures_once(model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(model, monkeypatch)
     prompt = model.bundle.manifest.prompt
@@ -419,225 +352,6 @@ def test_pixels_of_another_form(model: SEEDStory, wrong: np.ndarray) -> None:
     assert "load_and_preprocess_image" in caught.value.hint
     assert story.stats.prompt_tokens == before  # nothing of it was added
     assert told(story.add_text("Once"), 3) is not None
-
-
-# --------------------------------------------------------------------------------
-# What a user types, and what nobody should read
-
-
-CONTROLS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|picture|>", "<|/picture|>")
-
-
-@pytest.mark.parametrize("typed", CONTROLS)
-def test_typed_control_tokens_stay_text(model: SEEDStory, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
-    spy = Spy(model, monkeypatch)
-    story = model.begin(sampling=GREEDY).add_text(f"a{typed}b")
-    list(story.tell(max_tokens=1))
-    ids = ids_of(model, spy.rows)[-len(f"a{typed}b") :]
-    assert ids == list(f"a{typed}b".encode())
-    assert story.given == f"a{typed}b"
-
-
-def test_no_control_token_is_ever_told(model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the model wants nothing else, and a padded vocabulary's empty ids."""
-    feed = model.decoder.feed
-
-    def biased(embeddings: np.ndarray) -> np.ndarray:
-        logits = feed(embeddings).copy()
-        logits[sorted(model.tokenizer.control_ids)] += 1000
-        logits[model.tokenizer.vocab_size :] += 1000
-        return logits
-
-    monkeypatch.setattr(model.decoder, "feed", biased)
-    for sampling in (GREEDY, HOT):
-        story = model.begin(sampling=sampling).add_text("Once")
-        accepted: list[int] = []
-        accept = story._sampler.accept
-        monkeypatch.setattr(story._sampler, "accept", lambda id_, to=(accepted.append, accept): [f(id_) for f in to])
-        told(story, 60)
-        assert len(accepted) == 60
-        assert max(accepted) < 256
-        assert not any(name in story.told for name in CONTROLS)
-
-
-def test_end_token_ends_the_story_unseen(loud_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(loud_bundle, tmp_path / "ends")
-    values = json.loads((tmp_path / "ends" / MANIFEST).read_text())
-    values["prompt"]["end_tokens"] = ["<|im_end|>"]
-    values["special_tokens"]["<|im_end|>"] = 258
-    (tmp_path / "ends" / MANIFEST).write_text(json.dumps(values))
-    with SEEDStory(tmp_path / "ends", threads=1) as model:
-        story = model.begin(sampling=HOT).add_text("Once")
-        queue = [*b"the ", *"🐻".encode()[:2], 258, *b"more"]
-        monkeypatch.setattr(story._sampler, "sample", lambda _: queue.pop(0))
-        assert told(story, 50) == "the \ufffd"
-        assert story.finished and story.stats.tokens == 6
-        assert told(story, 4) == "more"
-        assert not story.finished
-
-
-@pytest.mark.parametrize("name", ["<|im_end|>", "<|picture|>"])
-def test_special_token_that_the_tokenizer_has_elsewhere(loud_bundle: Path, tmp_path: Path, name: str) -> None:
-    shutil.copytree(loud_bundle, tmp_path / "b")
-    values = json.loads((tmp_path / "b" / MANIFEST).read_text())
-    values["prompt"]["end_tokens"] = ["<|im_end|>"]
-    values["special_tokens"].update({"<|im_end|>": 258, name: 5})
-    (tmp_path / "b" / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(BundleError) as caught:
-        SEEDStory(tmp_path / "b")
-    assert name in caught.value.what and caught.value.expected == 5
-
-
-@pytest.mark.parametrize("how", ["missing", "unknown"])
-def test_special_token_that_somebody_lacks(loud_bundle: Path, tmp_path: Path, how: str) -> None:
-    shutil.copytree(loud_bundle, tmp_path / "b")
-    values = json.loads((tmp_path / "b" / MANIFEST).read_text())
-    name = "<|picture|>" if how == "missing" else "<|nothing|>"
-    if how == "missing":
-        del values["special_tokens"][name]
-    else:
-        values["prompt"]["end_tokens"] = [name]
-    (tmp_path / "b" / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(BundleError) as caught:
-        SEEDStory(tmp_path / "b")
-    assert name in caught.value.what
-
-
-def test_stories_that_end_by_themselves(tiny_bundle: Path) -> None:
-    """Where every token is as likely as another, the end tokens come, and no other control token."""
-    config = SamplingConfig(temperature=1e4, min_p=0.0, repetition_penalty=1.0)
-    with SEEDStory(tiny_bundle, threads=1) as model:
-        story = model.begin(seed=1, sampling=config).add_text("Once")
-        ids, ends = drawn(story), 0
-        while len(ids) < 4000:
-            told(story, 500)
-            ends += story.finished
-            assert story.finished == (ids[-1] in model._end_ids)
-        assert set(ids) == {*range(256), *model._end_ids}
-        assert story.stats.tokens == len(ids) - ends
-        assert ends > 5 and "<|" not in story.told
-
-
-def test_stop_strings(model: SEEDStory) -> None:
-    free = told(model.begin(seed=1, sampling=HOT).add_text("Once"), 80)
-    for at in (5, 20):
-        stop = free[at : at + 4]
-        cut = free.find(stop)
-        story = model.begin(seed=1, sampling=SamplingConfig(**{**vars(HOT), "stop": ("never", stop)})).add_text("Once")
-        assert told(story, 80) == story.told == free[:cut]
-        assert story.finished
-        assert told(story, 10)  # and it goes on when asked to
-
-
-def test_stop_string_that_never_completes_is_told(model: SEEDStory) -> None:
-    free = told(model.begin(seed=1, sampling=HOT).add_text("Once"), 40)
-    sampling = SamplingConfig(**{**vars(HOT), "stop": (free[-3:] + "\x00never",)})
-    story = model.begin(seed=1, sampling=sampling).add_text("Once")
-    assert told(story, 40) == free and not story.finished
-
-
-# --------------------------------------------------------------------------------
-# Impossible calls
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_max_tokens_is_checked_at_the_call(model: SEEDStory, count: int) -> None:
-    story = model.begin().add_text("Once")
-    with pytest.raises(UsageError, match="max_tokens") as caught:
-        story.tell(max_tokens=count)
-    assert (caught.value.got, caught.value.expected) == (count, "1 or more")
-    assert told(story, 1) is not None
-
-
-def test_empty_text(model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Spy(model, monkeypatch)
-    story = model.begin()
-    with pytest.raises(PromptError, match="empty") as caught:
-        story.add_text("")
-    assert caught.value.got == "''" and caught.value.expected
-    story.add_picture(pixels(0.5)).add_text("Once")  # the failed call didn't take the request's place
-    list(story.tell(max_tokens=1))
-    prompt = model.bundle.manifest.prompt
-    assert layout(model, spy.rows) == f"{prompt.opening}[picture]{prompt.request}Once"
-    with pytest.raises(PromptError):
-        model("")
-
-
-@pytest.mark.parametrize("bad", ["\ud800", None, 5])
-def test_text_that_is_no_text(model: SEEDStory, bad: Any) -> None:
-    story = model.begin()
-    with pytest.raises(PromptError):
-        story.add_text(bad)
-    assert story.given == ""
-
-
-def test_a_new_story_ends_the_old_one(model: SEEDStory) -> None:
-    old = model.begin(sampling=GREEDY).add_text("Once")
-    pieces = old.tell(max_tokens=50)
-    next(pieces)
-    new = model.begin(sampling=GREEDY)
-    assert old.ended and not new.ended
-    for use in (
-        lambda: old.add_text("x"),
-        lambda: old.add_picture(pixels()),
-        lambda: old.tell(),
-        lambda: next(pieces),  # a generator that was under way, too
-    ):
-        with pytest.raises(UsageError, match="ended") as caught:
-            use()
-        assert "second SEEDStory" in caught.value.hint
-    expected = model("Twice", max_tokens=40, sampling=GREEDY)
-    assert "Twice" + told(model.begin(sampling=GREEDY).add_text("Twice"), 40) == expected
-
-
-@pytest.mark.parametrize("threads", [0, -1])
-def test_impossible_threads(loud_bundle: Path, threads: int) -> None:
-    with pytest.raises(UsageError, match="threads") as caught:
-        SEEDStory(loud_bundle, threads=threads)
-    assert caught.value.got == threads
-
-
-def test_default_threads() -> None:
-    assert 1 <= default_threads() <= 4
-    assert default_threads() <= len(os.sched_getaffinity(0))
-
-
-def test_unknown_backend(loud_bundle: Path) -> None:
-    with pytest.raises(UsageError, match="abacus"):
-        SEEDStory(loud_bundle, backend="abacus")
-
-
-@pytest.mark.parametrize("seed", [-1, 1.5, "one", True])
-def test_impossible_seed(model: SEEDStory, seed: Any) -> None:
-    with pytest.raises(UsageError, match="seed"):
-        model.begin(seed=seed)
-
-
-def test_closed_model_says_so(loud_bundle: Path) -> None:
-    model = SEEDStory(loud_bundle, threads=1)
-    story = model.begin().add_text("Once")
-    list(story.tell(max_tokens=2))
-    model.close()
-    model.close()
-    for use in (
-        lambda: list(story.tell(max_tokens=2)),
-        lambda: story.add_text("x"),
-        lambda: story.add_picture(pixels()),
-        lambda: model.begin(),
-        lambda: model("Once"),
-    ):
-        with pytest.raises(BackendError, match="closed"):
-            use()
-    with pytest.raises(BackendError, match="closed"):
-        model.vision.embeddings(pixels())
-    assert model.vision._graphs == [], "a picture loaded its graphs again"
-
-
-def test_with_closes(loud_bundle: Path) -> None:
-    with SEEDStory(loud_bundle, threads=1) as model:
-        model("Once", max_tokens=1)
-    with pytest.raises(BackendError, match="closed"):
-        model.begin()
 
 
 # --------------------------------------------------------------------------------
