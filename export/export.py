@@ -30,6 +30,7 @@ from seed_story.config import CacheConfig
 from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, PREFILL_SIZES, QFORMER, VIT
 from seed_story.decoder import Decoder
 from seed_story.errors import ExportError, UsageError
+from seed_story.files import file_sha256
 from seed_story.packed import packed_weights
 from seed_story.story import default_threads
 from seed_story.tokenizer import StoryTokenizer
@@ -123,8 +124,7 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
     vit, qformer = measure_vision(source.model, vision)
     vision.close()
     file = part / graph_file(DECODER)
-    entry = file_entries(part)[file.name]
-    with packed_weights(entry[0]) as packed:
+    with packed_weights(file_sha256(file)) as packed:
         graph = open_graph(file, threads=threads, packed=packed)
     decoder = Decoder(graph, config.llama, options.cache, options.prefill_sizes)
     ids = StoryTokenizer(part / TOKENIZER).encode(STORY.read_text(encoding="utf-8"))

@@ -182,11 +182,7 @@ class Bundle:
             raise BundleError(f"{folder / MANIFEST} is damaged", got=type(values).__name__, expected="an object")
         bundle = cls(folder, Manifest.from_dict(values))
         for name in bundle.manifest.files:
-            try:
-                bundle._verify(name)
-            except OSError as error:
-                raise BundleError(f"{name[:100]} can't be read", got=error.strerror,
-                                  hint="Copy or export the bundle again.") from error  # fmt: skip
+            bundle._verify(name)
         return bundle
 
     def file(self, name: str) -> Path:
@@ -205,7 +201,7 @@ class Bundle:
                 raise BundleError(f"{name} has another size", got=f"{found} bytes", expected=f"{size} bytes", hint=hint)
             digest = file_sha256(file)
         except OSError as error:
-            raise BundleError(f"{name} can't be read", got=error.strerror or error, hint=hint) from error
+            raise BundleError(f"{name[:100]} can't be read", got=error.strerror or error, hint=hint) from error
         if digest != sha256:
             raise BundleError(f"{name} is damaged", got=f"sha256 {digest}", expected=sha256, hint=hint)
 
