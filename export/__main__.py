@@ -40,9 +40,9 @@ def _run(args: argparse.Namespace) -> int:
 
         tf.zeros(1)
     from export.export import ExportOptions, export_bundle, summary
-    from export.source import load_source
+    from model.story_source import load_source
 
-    source = load_source(args.model, llama=args.llama, vision=args.vision, qformer=args.qformer)
+    source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
     bundle = export_bundle(source, recipe, args.out, ExportOptions(cache, tuple(args.prefill)))
     print(summary(bundle))
     if not source.qformer_trained:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="seed-story-135m", help="a preset (default: %(default)s)")
     parser.add_argument("--llama", help="another decoder: a .gguf file, or a Hugging Face folder or hub id")
     parser.add_argument("--vision", help="another vision transformer: a Hugging Face folder or hub id")
-    parser.add_argument("--qformer", help="trained Q-Former weights: a safetensors file")
+    parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
     parser.add_argument("--recipe", default="int8", help="float32, float16, int8, or a .json file")
     parser.add_argument("--out", type=Path, default=Path("build/story"), help="the bundle's folder")
     parser.add_argument("--slots", type=int, default=512, help="slots of the cache (default: %(default)s)")

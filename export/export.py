@@ -19,8 +19,8 @@ from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
-from export.source import StorySource
 from model.layers import named_variables, numpy_of
+from model.story_source import StorySource
 from quantization.quantize import quantize_graph
 from quantization.recipe import Recipe
 from seed_story import __version__

@@ -155,7 +155,8 @@ def numpy_of(variable: keras.Variable) -> FloatArray:
 def named_variables(network: keras.Layer) -> dict[str, keras.Variable]:
     """Every weight of a network under its checkpoint's name, in the order in which they were made."""
     found: dict[str, keras.Variable] = {}
-    for attribute, value in vars(network).items():
+    own = vars(network)
+    for attribute, value in {**own, **own.get("_modules", {})}.items():  # torch keeps layers apart
         if not attribute.startswith("_"):
             _collect(attribute.rstrip("_"), value, found)
     return found

@@ -1,10 +1,14 @@
 """The Q-Former: a few learnable queries that read a picture (BLIP-2, arXiv 2301.12597).
 
 SEED-Story (arXiv 2407.08683) puts such queries between a picture and its decoder. This one is pre-norm with
-Group Normalization (arXiv 1803.08494) and has a Layer Scale (arXiv 2103.17239) on every residual branch.
+Group Normalization (arXiv 1803.08494) and has a Layer Scale (arXiv 2103.17239) on every residual branch. The
+queries start from a summary of the picture, its class token and the mean and the maximum of its patches, and look for
+details among the patches.
 """
 
 from __future__ import annotations
+
+import math
 
 import keras
 import numpy as np
@@ -27,6 +31,8 @@ from model.layers import (
 from seed_story.config import QFormerConfig
 from seed_story.errors import ConfigError
 
+SUMMARIES = 3
+"""Vectors that a picture is summed up in: class token, mean and maximum of the patches."""
 _INITIAL_SPREAD = 0.1
 """How far an untrained Q-Former's embeddings lie from each other, as a share of their size."""
 
@@ -77,18 +83,19 @@ class Layer(Module):
         self.mlp_scale = LayerScale(size, initial)
         self.dropout = keras.layers.Dropout(config.dropout, seed=_dropout_seed(rng))
 
-    def call(self, x: Tensor, features: Tensor) -> Tensor:  # noqa: D102
+    def call(self, x: Tensor, features: Tensor | None) -> Tensor:  # noqa: D102
         y = self.self_norm(x)
         x = x + self.self_scale(self.dropout(self.self_attention(y, y)))
-        x = x + self.cross_scale(self.dropout(self.cross_attention(self.cross_norm(x), features)))
+        if features is not None:
+            x = x + self.cross_scale(self.dropout(self.cross_attention(self.cross_norm(x), features)))
         return x + self.mlp_scale(self.dropout(self.mlp(self.mlp_norm(x))))
 
 
 class QFormer(Module):
     """A picture's features to embeddings that a decoder reads like text.
 
-    In: float32 `[b, tokens, vision_size]`, any number of tokens. Out: float32 `[b, num_queries, llm_size]`.
-    Dropout acts only when called with `training=True`.
+    In: float32 `[b, 1 + grid * grid, vision_size]`, the class token and then the patches of a square grid, row by
+    row. Out: float32 `[b, num_queries, llm_size]`. Dropout and noise act only when called with `training=True`.
 
     Args:
         seed: of the initial weights and of the dropout; None for zeros, when weights are about to be loaded.
@@ -107,17 +114,50 @@ class QFormer(Module):
         self.query_tokens = self.parameter("query_tokens", normal(rng, 1, config.num_queries, size))
         self.query_positions = self.parameter("query_positions", normal(rng, 1, config.num_queries, size))
         self.vision_norm = group_norm(config, config.vision_size)  # BLIP-2's ln_vision: features come in any size
+        self.summary_norm = group_norm(config, SUMMARIES * config.vision_size)
+        self.summary_projection = Linear(SUMMARIES * config.vision_size, size, rng)
+        self.summary_noise = keras.layers.GaussianNoise(config.dropout, seed=_dropout_seed(rng))
+        self.summary_dropout = keras.layers.Dropout(config.dropout, seed=_dropout_seed(rng))
         self.layers = [Layer(config, rng) for _ in range(config.num_layers)]
         self.norm = group_norm(config, size)
         self.projection = Linear(size, config.llm_size, rng)
 
     def call(self, features: Tensor) -> Tensor:  # noqa: D102
-        features = self.vision_norm(features)
-        queries = self.query_tokens + self.query_positions  # [1, num_queries, hidden]
-        x = ops.broadcast_to(queries, (ops.shape(features)[0], *queries.shape[1:]))
+        return self.read(summarize(features), self.vision_norm(pool_patches(features, self.config.patch_pool)))
+
+    def read(self, summary: Tensor, features: Tensor | None = None) -> Tensor:
+        """The embeddings of a picture whose `summarize` is known; without `features`, from that alone."""
+        start = self.summary_noise(self.summary_projection(self.summary_norm(summary)))  # [b, 1, hidden]
+        x = self.summary_dropout(start) + self.query_tokens + self.query_positions  # [b, num_queries, hidden]
         for layer in self.layers:
             x = layer(x, features)
         return self.projection(self.norm(x))
+
+
+def summarize(features: Tensor) -> Tensor:
+    """Class token, and mean and maximum of the patches, end to end: `[b, 1, SUMMARIES * vision_size]`."""
+    patches = features[:, 1:]
+    parts = [features[:, :1], ops.mean(patches, axis=1, keepdims=True), ops.max(patches, axis=1, keepdims=True)]
+    return ops.concatenate(parts, axis=-1)
+
+
+def pool_patches(features: Tensor, pool: int) -> Tensor:
+    """The class token, and the means of `pool` x `pool` neighbouring patches.
+
+    `[b, 1 + grid * grid, size]` to `[b, 1 + (grid // pool) ** 2, size]`.
+
+    Raises:
+        ConfigError: the patches form no square that is a multiple of `pool`.
+    """
+    if pool == 1:
+        return features
+    patches, size = features.shape[1] - 1, features.shape[2]
+    grid = math.isqrt(patches)
+    if grid**2 != patches or grid % pool:
+        raise ConfigError("these patches can't be pooled", got=patches, expected=f"a square, multiple of {pool}")
+    square = ops.reshape(features[:, 1:], (-1, grid, grid, size))
+    means = ops.average_pool(square, pool, strides=pool, data_format="channels_last")
+    return ops.concatenate([features[:, :1], ops.reshape(means, (-1, (grid // pool) ** 2, size))], axis=1)
 
 
 def group_norm(config: QFormerConfig, size: int) -> keras.layers.GroupNormalization:
@@ -134,8 +174,8 @@ def initial_qformer(config: QFormerConfig, token_embeddings: FloatArray, seed: i
     """An untrained Q-Former whose embeddings a decoder can read past.
 
     Its outputs stay close to the mean of the token embeddings, at their ordinary size: the point from which a
-    decoder learns least. With SmolLM2-135M sixteen of them changed the cross-entropy of a children's story by
-    -0.02 nat, sixteen random directions of the same size by +0.06.
+    decoder learns least. With SmolLM2-135M sixteen such embeddings changed the cross-entropy of a children's story
+    by -0.02 nat, sixteen random directions of the same size by +0.06 (docs/decisions/0003).
 
     Args:
         token_embeddings: the decoder's table, `[vocab_size, llm_size]`.

@@ -176,16 +176,16 @@ class Embeddings(Module):
 
 
 class Encoder(Module):
-    """All blocks; only the first `feature_layer` of them are computed."""
+    """All blocks; only some of them are computed."""
 
     def __init__(self, config: VisionConfig, rng: Rng) -> None:
         super().__init__()
-        self.computed = config.feature_layer
         block = Dinov2Block if config.layer_scale else ViTBlock
         self.layer = [block(config, rng) for _ in range(config.num_layers)]
 
-    def call(self, x: Tensor) -> Tensor:  # noqa: D102
-        for block in self.layer[: self.computed]:
+    def call(self, x: Tensor, first: int, end: int) -> Tensor:
+        """Hidden states `[b, tokens, hidden]` through the blocks `first` to `end - 1`."""
+        for block in self.layer[first:end]:
             x = block(x)
         return x
 
@@ -211,8 +211,16 @@ class VisionTransformer(Module):
         self.set_trainable_blocks(min(config.trainable_blocks, config.feature_layer))
 
     def call(self, pixels: Tensor) -> Tensor:  # noqa: D102
+        return self.features(self.hidden(pixels, 0), first=0)
+
+    def hidden(self, pixels: Tensor, end: int) -> Tensor:
+        """The hidden states `[b, tokens, hidden_size]` after the first `end` blocks."""
         mean, std = (np.asarray(v, np.float32) for v in (self.config.image_mean, self.config.image_std))
-        features = self.encoder(self.embeddings((pixels - mean) / std))
+        return self.encoder(self.embeddings((pixels - mean) / std), first=0, end=end)
+
+    def features(self, hidden: Tensor, first: int) -> Tensor:
+        """The features of a picture whose hidden states after `first` blocks are known."""
+        features = self.encoder(hidden, first=first, end=self.config.feature_layer)
         return self.layernorm(features) if self.config.final_norm else features
 
     def set_trainable_blocks(self, n: int) -> None:

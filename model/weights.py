@@ -60,14 +60,18 @@ def without_prefix(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str
 
 
 def save_safetensors(network: keras.Layer, path: str | os.PathLike[str]) -> None:
-    """Writes every weight under its name, float32, atomically: `path` is the old or the whole new file."""
+    """Writes every weight under its name, float32, atomically."""
+    write_safetensors({name: numpy_of(v) for name, v in named_variables(network).items()}, path)
+
+
+def write_safetensors(tensors: Mapping[str, NDArray[Any]], path: str | os.PathLike[str]) -> None:
+    """Writes tensors under their names, atomically: `path` is the old or the whole new file."""
     target = Path(path)
-    tensors = {name: np.ascontiguousarray(numpy_of(v)) for name, v in named_variables(network).items()}
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     scratch = Path(name)
     try:
-        save_file(tensors, scratch)
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, scratch)
         with scratch.open("rb") as written:
             os.fsync(written.fileno())
         scratch.chmod(0o666 & ~_umask())  # mkstemp makes it private
@@ -82,15 +86,23 @@ def load_safetensors(network: keras.Layer, path: str | os.PathLike[str], *, igno
     Raises:
         WeightsError: there is no such file, it isn't a whole safetensors file, or it doesn't fit the network.
     """
+    load_weights(network, read_safetensors(path), ignore=ignore)
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """A safetensors file's tensors by name.
+
+    Raises:
+        WeightsError: there is no such file, or it isn't a whole safetensors file.
+    """
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except FileNotFoundError:
         raise WeightsError("there is no such checkpoint", got=str(path)) from None
     except SafetensorError as error:
         raise WeightsError(f"{path} isn't a whole safetensors file", got=error) from error
     except OSError as error:
         raise WeightsError(f"{path} can't be read", got=error, expected="a safetensors file") from error
-    load_weights(network, tensors, ignore=ignore)
 
 
 def _form(tensor: NDArray[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:

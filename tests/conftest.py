@@ -21,7 +21,7 @@ def export_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def export(recipe: str) -> Path:
         if recipe not in made:
             from export.export import ExportOptions, export_bundle
-            from export.source import load_source
+            from model.story_source import load_source
             from quantization.recipe import load_recipe
             from seed_story.config import CacheConfig
 

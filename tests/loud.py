@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from export.source import StorySource, load_source
 from model.layers import named_variables, numpy_of
 from model.qformer import QFormer
+from model.story_source import StorySource, load_source
 from tests.export.tiny_decoders import loud_llama
 
 

@@ -204,7 +204,8 @@ class QFormerConfig(_Config):
 
     Args:
         groups: groups of the Group Normalization (divides hidden_size).
-        layer_scale_init: the starting value of every Layer Scale vector.
+        layer_scale_init: the starting value of every Layer Scale vector; 0.1 for so few layers (arXiv 2103.17239).
+        patch_pool: the queries see the means of squares of so many patches a side; 1 for the patches themselves.
         vision_size, llm_size: widths of what comes in and of what goes out.
     """
 
@@ -214,9 +215,10 @@ class QFormerConfig(_Config):
     num_layers: int = 2
     num_heads: int = 6
     groups: int = 8
-    dropout: float = 0.1
-    layer_scale_init: float = 1e-4
+    dropout: float = 0.3
+    layer_scale_init: float = 0.1
     norm_eps: float = 1e-5
+    patch_pool: int = 2
     vision_size: int = 384
     llm_size: int = 576
 
@@ -229,7 +231,7 @@ class QFormerConfig(_Config):
     def tiny(cls) -> Self:
         """A few thousand parameters, for tests; fits `VisionConfig.tiny()` and `LlamaConfig.tiny()`."""
         return cls(num_queries=4, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, groups=4,
-                   vision_size=16, llm_size=24)  # fmt: skip
+                   patch_pool=1, vision_size=16, llm_size=24)  # fmt: skip
 
 
 @dataclass(frozen=True)

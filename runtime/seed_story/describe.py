@@ -46,7 +46,9 @@ def qformer_parameters(config: QFormerConfig) -> int:
     cross_attention = 2 * (size * size + size) + 2 * (source * size + size)
     mlp = 2 * size * wide + wide + size
     layer = self_attention + cross_attention + mlp + 9 * size  # three norms of two vectors, three Layer Scales
-    ends = 2 * config.num_queries * size + 2 * source + 2 * size + (size + 1) * config.llm_size
+    summary = 3 * source  # class token, mean and maximum of the patches
+    ends = 2 * config.num_queries * size + 2 * source + 2 * summary + (summary + 1) * size + 2 * size
+    ends += (size + 1) * config.llm_size
     return config.num_layers * layer + ends
 
 

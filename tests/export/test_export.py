@@ -19,7 +19,7 @@ import pytest
 
 from export.__main__ import main
 from export.export import ExportOptions, export_bundle, summary
-from export.source import load_source
+from model.story_source import load_source
 from quantization.recipe import Recipe, load_recipe, recipe_names
 from seed_story import __version__
 from seed_story.bundle import MANIFEST, TOKENIZER, Bundle
@@ -225,7 +225,7 @@ def test_unknown_recipe_is_instant(tmp_path: Path) -> None:
         ((*TINY, "--slots", "2"), "no room for a ring", 1),
         ((*TINY, "--prefill", "1"), "prefill", 2),
         ((*TINY, "--llama", "/nowhere.gguf"), "nowhere", 1),
-        ((*TINY, "--qformer", "/nowhere.safetensors"), "nowhere", 1),
+        ((*TINY, "--checkpoint", "/nowhere"), "nowhere", 1),
         ((*TINY, "--recipe", "/nowhere.json"), "nowhere", 2),
     ],
 )

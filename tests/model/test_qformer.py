@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.layers import named_variables
-from model.qformer import QFormer, initial_qformer
+from model.qformer import QFormer, initial_qformer, pool_patches
 from model.weights import load_weights
 from seed_story.config import QFormerConfig
 from seed_story.errors import ConfigError
@@ -42,6 +42,17 @@ def group_norm(x: np.ndarray, gain: np.ndarray, bias: np.ndarray, config: QForme
     return out * gain + bias
 
 
+def pooled(picture: np.ndarray, pool: int) -> np.ndarray:
+    """The class token and the mean of each square of patches, found by their row and column."""
+    grid = math.isqrt(len(picture) - 1)
+    rows = [picture[0]]
+    for top in range(0, grid, pool):
+        for left in range(0, grid, pool):
+            square = [picture[1 + (top + i) * grid + left + j] for i in range(pool) for j in range(pool)]
+            rows.append(sum(square) / pool**2)
+    return np.array(rows)
+
+
 class Reference:
     def __init__(self, weights: dict[str, np.ndarray], config: QFormerConfig) -> None:
         self.w = {name: value.astype(np.float64) for name, value in weights.items()}
@@ -70,8 +81,13 @@ class Reference:
         return self.linear(f"{name}.fc2", gelu(hidden))
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        source = self.norm("vision_norm", picture.astype(np.float64))
-        x = (self.w["query_tokens"] + self.w["query_positions"])[0]
+        picture = picture.astype(np.float64)
+        parts = np.concatenate([picture[0], picture[1:].mean(0), picture[1:].max(0)])[None]
+        summary = self.linear("summary_projection", self.norm("summary_norm", parts))[0]
+        source = self.norm("vision_norm", pooled(picture, self.config.patch_pool))
+        x = np.array(
+            [summary + t + p for t, p in zip(self.w["query_tokens"][0], self.w["query_positions"][0], strict=True)]
+        )
         for index in range(self.config.num_layers):
             at = f"layers.{index}"
             y = self.norm(f"{at}.self_norm", x)
@@ -92,11 +108,49 @@ def test_equals_the_numpy_reference(groups: int) -> None:
     assert_close(network(features()), expected, "numpy_reference")
 
 
+@pytest.mark.parametrize("pool", [1, 2, 4])
+def test_equals_the_numpy_reference_with_pooled_patches(pool: int) -> None:
+    config = replace(TINY, patch_pool=pool)
+    network, weights = scattered(config)
+    pictures = features(tokens=17)
+    expected = np.stack([Reference(weights, config)(picture) for picture in pictures])
+    assert_close(network(pictures), expected, "numpy_reference")
+
+
+@pytest.mark.parametrize(("grid", "pool"), [(2, 1), (2, 2), (6, 2), (6, 3), (16, 2)])
+def test_pool_patches_takes_the_means_of_squares(grid: int, pool: int) -> None:
+    pictures = features(tokens=1 + grid**2)
+    got = pool_patches(pictures, pool)
+    assert got.shape == (2, 1 + (grid // pool) ** 2, TINY.vision_size)
+    assert_close(got, np.stack([pooled(picture.astype(np.float64), pool) for picture in pictures]), "same_maths")
+
+
+@pytest.mark.parametrize(
+    ("patches", "pool"), [(5, 2), (9, 2), (8, 2), (16, 3)], ids=["no square", "odd grid", "rectangle", "no multiple"]
+)
+def test_pool_patches_refuses_what_is_no_square_of_squares(patches: int, pool: int) -> None:
+    with pytest.raises(ConfigError, match=f"got {patches}; expected a square, multiple of {pool}"):
+        pool_patches(features(tokens=1 + patches), pool)
+
+
+def test_the_summary_reaches_every_query_by_itself() -> None:
+    """Without layers, class token and patches still say what a picture is, but not where anything is in it."""
+    network, _ = scattered(replace(TINY, num_layers=0))
+    picture, other_class, other_patches = features(), features(), features()
+    other_class[:, 0] = -other_class[:, 0]
+    other_patches[:, 1:] = -other_patches[:, 1:]
+    moved = np.concatenate([picture[:, :1], picture[:, :0:-1]], axis=1)
+    still, turned, repainted, same = (np.asarray(network(p)) for p in (picture, other_class, other_patches, moved))
+    assert np.abs(turned - still).max(axis=-1).min() > 1e-2
+    assert np.abs(repainted - still).max(axis=-1).min() > 1e-2
+    assert_close(same, still, "same_maths")
+
+
 def test_normalizes_by_keras_group_normalization_alone() -> None:
     layers = list(QFormer(TINY)._flatten_layers())
     norms = [layer for layer in layers if "norm" in type(layer).__name__.lower()]
     assert {type(norm) for norm in norms} == {keras.layers.GroupNormalization}
-    assert len(norms) == 3 * TINY.num_layers + 2
+    assert len(norms) == 3 * TINY.num_layers + 3
     assert all(norm.groups == TINY.groups and norm.epsilon == TINY.norm_eps for norm in norms)
 
 
@@ -104,9 +158,11 @@ def test_a_groups_size_is_normalized_away_over_queries_together() -> None:
     """What only Group Normalization does: scaling all queries changes nothing, scaling one query does."""
     network, weights = scattered(replace(TINY, num_layers=0))
 
+    beside = ("query_positions", "summary_projection.weight", "summary_projection.bias")
+    silent = {name: np.zeros_like(weights[name]) for name in beside}
+
     def with_queries(queries: np.ndarray) -> np.ndarray:
-        zero = np.zeros_like(weights["query_positions"])
-        load_weights(network, {**weights, "query_tokens": queries, "query_positions": zero})
+        load_weights(network, {**weights, **silent, "query_tokens": queries})
         return np.asarray(network(features()))
 
     queries = weights["query_tokens"] * 10
@@ -132,10 +188,11 @@ def test_dropout_acts_only_in_training() -> None:
     assert np.abs(second - first).max() > 1e-2
 
 
-@pytest.mark.parametrize("branch", ["self_scale", "cross_scale", "mlp_scale"])
+@pytest.mark.parametrize("branch", ["self_scale", "cross_scale", "mlp_scale", "summary_projection"])
 def test_every_branch_is_dropped_out(branch: str) -> None:
     network, weights = scattered(replace(TINY, dropout=0.5))
-    silent = {name: value * (branch in name) if "scale" in name else value for name, value in weights.items()}
+    branches = ("scale", "summary_projection")
+    silent = {n: w * (branch in n) if any(b in n for b in branches) else w for n, w in weights.items()}
     load_weights(network, silent)
     still, dropped = (np.asarray(network(features(), training=mode)) for mode in (False, True))
     assert np.abs(dropped - still).max() > 1e-3
@@ -174,10 +231,11 @@ def test_initial_qformer_says_the_mean_of_the_text() -> None:
     assert np.std(out, axis=0).max() > 1e-3  # but the queries aren't all one
 
 
-def test_initial_qformer_hardly_depends_on_the_picture_but_does() -> None:
+def test_initial_qformer_lets_a_picture_move_its_words_by_a_tenth_of_their_size() -> None:
+    """A normalised picture is projected to a tenth, so two opposite ones lie at most two tenths apart."""
     network = initial_qformer(TINY, table(1.0))
-    difference = np.abs(np.asarray(network(features())) - np.asarray(network(-features()))).max()
-    assert 0 < difference < 1e-2
+    difference = np.asarray(network(features() * 30)) - np.asarray(network(-features() * 30))
+    assert 0.02 < np.sqrt((difference**2).mean()) < 0.22
 
 
 def test_initial_qformer_is_reproducible() -> None:

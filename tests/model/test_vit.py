@@ -61,6 +61,17 @@ def test_final_norm_applies_to_any_block(scatter, published) -> None:
     assert_close(network(images), model.layernorm(states[2]), "network")
 
 
+@pytest.mark.parametrize("final_norm", [False, True])
+@pytest.mark.parametrize("split", [0, 1, 2])
+def test_hidden_and_features_are_the_two_parts_of_a_call(scatter, published, split: int, final_norm: bool) -> None:
+    model, network = dinov2(scatter, published, feature_layer=2, final_norm=final_norm)  # of 3 blocks
+    images = pixels(56)
+    hidden = network.hidden(images, split)
+    states = model(torch_pixels(network.config, images), output_hidden_states=True).hidden_states
+    assert_close(hidden, states[split], "network")
+    assert_close(network.features(hidden, split), network(images), "same_maths")
+
+
 @pytest.mark.parametrize("size", [32, 48])
 def test_plain_vit_equals_transformers(scatter, published, size: int) -> None:
     settings = ViTConfig(**SMALL, image_size=32, patch_size=8, intermediate_size=40)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from model.layers import numpy_of
+from model.layers import named_variables, numpy_of
 from model.llama import IGNORED as LLAMA_IGNORED
 from model.llama import Llama
+from model.lora import merge_lora
 from model.presets import get_preset
 from model.qformer import QFormer, initial_qformer
 from model.sources.gguf import read_gguf
@@ -21,12 +22,16 @@ from model.story_model import StoryModel
 from model.tokenizer_files import add_picture_tokens, tokenizer_from_folder, tokenizer_from_gguf
 from model.vit import IGNORED as VISION_IGNORED
 from model.vit import VisionTransformer
-from model.weights import load_safetensors, load_weights, without_prefix
+from model.weights import load_safetensors, load_weights, read_safetensors, without_prefix
 from seed_story.bundle import Prompt
 from seed_story.config import LlamaConfig, QFormerConfig, StoryConfig, VisionConfig
 
-CHECKPOINTS = Path(__file__).parent.parent / "model" / "checkpoints"
-"""Trained weights of our own: `<preset>/qformer.safetensors` is used when it is there."""
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Trained weights of our own, a folder a preset."""
+QFORMER_FILE, VISION_FILE = "qformer.safetensors", "vision.safetensors"
+LORA_FILE, DECODER_FILE = "lora.safetensors", "decoder.safetensors"
+"""What a checkpoint's folder holds: the Q-Former; and, if they were trained, the ViT's last blocks, and the decoder's
+LoRA matrices or all of its weights."""
 
 _HEAD = "lm_head.weight"
 _QFORMER_SEED = 0
@@ -52,7 +57,11 @@ class StorySource:
 
 
 def load_source(
-    preset: str, *, llama: str | None = None, vision: str | None = None, qformer: str | None = None
+    preset: str,
+    *,
+    llama: str | None = None,
+    vision: str | None = None,
+    checkpoint: Path | Literal["none"] | None = None,
 ) -> StorySource:
     """Loads a model's three networks and its tokenizer.
 
@@ -60,7 +69,8 @@ def load_source(
         preset: a name of `model.presets.PRESETS`.
         llama: instead of the preset's: a GGUF file, or a folder or hub id with safetensors and tokenizer.json.
         vision: instead of the preset's: a folder or hub id of a Dinov2Model or ViTModel.
-        qformer: a safetensors file of this project; by default the preset's checkpoint, if it has one.
+        checkpoint: a folder of trained weights, as `python -m training` writes it; by default the preset's own, if it
+            has one and its decoder and vision transformer are used; "none" for an untrained Q-Former.
 
     Raises:
         SeedStoryError: a part can't be found, read, or doesn't fit.
@@ -86,14 +96,17 @@ def load_source(
     load_weights(decoder, tensors, ignore=(*LLAMA_IGNORED, _HEAD))  # some files store a tied head a second time
     eye = VisionTransformer(vision_config, seed=None)
     load_weights(eye, vision_tensors, ignore=VISION_IGNORED)
-    file = Path(qformer) if qformer else CHECKPOINTS / preset / "qformer.safetensors"
-    trained = qformer is not None or file.is_file()
+    own = llama is not None or vision is not None
+    folder = _checkpoint(preset, own, checkpoint)
     sizes = replace(base.story.qformer, vision_size=vision_config.hidden_size, llm_size=decoder_config.hidden_size)
-    bridge = _qformer(sizes, file if trained else None, decoder)
+    bridge = _qformer(sizes, folder, decoder)
+    if folder is not None:
+        _adapt(decoder, eye, folder)
+        licences["checkpoint"] = _licence(folder)
     config = StoryConfig(vision_config, sizes, decoder_config)
     made = StoryModel(config, vision=eye, qformer=bridge, llama=decoder)
-    own = llama is not None or vision is not None
-    return StorySource(f"{preset}-custom" if own else preset, made, tokenizer, _prompt(tokenizer), trained, licences)
+    name = f"{preset}-custom" if own else preset
+    return StorySource(name, made, tokenizer, _prompt(tokenizer), folder is not None, licences)
 
 
 def _read_llama(source: str) -> tuple[LlamaConfig, Mapping[str, Any], Tokenizer]:
@@ -104,12 +117,37 @@ def _read_llama(source: str) -> tuple[LlamaConfig, Mapping[str, Any], Tokenizer]
     return LlamaConfig.from_hf(values), weights, tokenizer_from_folder(hf_folder(source))
 
 
-def _qformer(config: QFormerConfig, file: Path | None, decoder: Llama) -> QFormer:
-    if file is None:
+def _checkpoint(preset: str, own: bool, given: Path | Literal["none"] | None) -> Path | None:
+    if given is not None:
+        return None if given == "none" else Path(given)
+    default = CHECKPOINTS / preset
+    return default if not own and (default / QFORMER_FILE).is_file() else None
+
+
+def _qformer(config: QFormerConfig, folder: Path | None, decoder: Llama) -> QFormer:
+    if folder is None:
         return initial_qformer(config, numpy_of(decoder.model.embed_tokens.weight), _QFORMER_SEED)
     network = QFormer(config, seed=None)
-    load_safetensors(network, file)
+    load_safetensors(network, folder / QFORMER_FILE)
     return network
+
+
+def _adapt(decoder: Llama, eye: VisionTransformer, folder: Path) -> None:
+    """What training changed of the pretrained networks."""
+    if (folder / DECODER_FILE).is_file():
+        load_safetensors(decoder, folder / DECODER_FILE)
+    if (folder / LORA_FILE).is_file():
+        merge_lora(decoder, read_safetensors(folder / LORA_FILE))
+    if (folder / VISION_FILE).is_file():
+        trained = read_safetensors(folder / VISION_FILE)
+        unchanged = {name: numpy_of(v) for name, v in named_variables(eye).items() if name not in trained}
+        load_weights(eye, {**unchanged, **trained})
+
+
+def _licence(folder: Path) -> str:
+    """The first line of the checkpoint's LICENSE file."""
+    file = folder / "LICENSE"
+    return file.read_text(encoding="utf-8").splitlines()[0].strip() if file.is_file() else "see its source"
 
 
 def _grow(tensors: Mapping[str, Any], config: LlamaConfig, rows: int) -> tuple[Mapping[str, Any], LlamaConfig]:

@@ -1,11 +1,13 @@
-"""Parts of a user's own: Hugging Face folders, a vocabulary without room, and a trained Q-Former."""
+"""Parts of a user's own: Hugging Face folders, a vocabulary without room, and checkpoints."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,11 @@ from keras import ops
 from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
-from export.source import _grow, load_source
 from model.layers import named_variables, numpy_of
 from model.qformer import QFormer
+from model.story_source import DECODER_FILE, LORA_FILE, QFORMER_FILE, VISION_FILE, _grow, load_source
 from model.tokenizer_files import byte_tokenizer
-from model.weights import save_safetensors
+from model.weights import save_safetensors, write_safetensors
 from seed_story.config import CacheConfig, LlamaConfig, QFormerConfig
 from seed_story.errors import SeedStoryError, UsageError, WeightsError
 from seed_story.sampling import SamplingConfig
@@ -131,39 +133,117 @@ def test_vision_folder_with_a_strange_tensor(tmp_path: Path) -> None:
         load_source("tiny", vision=str(folder))
 
 
-def qformer_file(path: Path, config: QFormerConfig) -> QFormer:
-    network = QFormer(config, seed=77)
-    save_safetensors(network, path)
-    return network
+def values_of(network: keras.Layer) -> dict[str, np.ndarray]:
+    return {name: numpy_of(variable) for name, variable in named_variables(network).items()}
 
 
-def test_qformer_file_is_used(tmp_path: Path) -> None:
-    trained = qformer_file(tmp_path / "q.safetensors", QFormerConfig.tiny())
-    source = load_source("tiny", qformer=str(tmp_path / "q.safetensors"))
-    assert source.qformer_trained
-    assert source.name == "tiny"
-    loaded = named_variables(source.model.qformer)
-    for name, variable in named_variables(trained).items():
-        np.testing.assert_array_equal(numpy_of(loaded[name]), numpy_of(variable))
+def checkpoint_folder(folder: Path, config: QFormerConfig | None = None) -> Path:
+    """A folder with a Q-Former alone, which is the least that makes a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_safetensors(QFormer(config or QFormerConfig.tiny(), seed=77), folder / QFORMER_FILE)
+    return folder
+
+
+def assert_same(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert got.keys() == expected.keys()
+    for name in got:
+        np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+
+
+def test_checkpoint_folder_is_used(tmp_path: Path) -> None:
+    """Its Q-Former is taken; what it has no file for stays the preset's."""
+    source, plain = load_source("tiny", checkpoint=checkpoint_folder(tmp_path)), load_source("tiny")
+    assert source.qformer_trained and source.name == "tiny"
+    assert_same(values_of(source.model.qformer), values_of(QFormer(QFormerConfig.tiny(), seed=77)))
+    assert_same(values_of(source.model.llama), values_of(plain.model.llama))
+    assert_same(values_of(source.model.vision), values_of(plain.model.vision))
 
 
 def test_checkpoint_of_the_preset_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.source.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("model.story_source.CHECKPOINTS", tmp_path)
     assert not load_source("tiny").qformer_trained
-    (tmp_path / "tiny").mkdir()
-    qformer_file(tmp_path / "tiny" / "qformer.safetensors", QFormerConfig.tiny())
+    checkpoint_folder(tmp_path / "tiny")
     assert load_source("tiny").qformer_trained
+    untrained = load_source("tiny", checkpoint="none")
+    assert not untrained.qformer_trained and "checkpoint" not in untrained.licences
 
 
-@pytest.mark.parametrize("kind", ["missing", "garbage", "another size"])
-def test_wrong_qformer_file(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "q.safetensors"
+@pytest.mark.parametrize("option", ["llama", "vision"])
+def test_own_parts_ignore_the_presets_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """It was trained with the preset's own networks, and wouldn't even fit others."""
+    monkeypatch.setattr("model.story_source.CHECKPOINTS", tmp_path)
+    checkpoint_folder(tmp_path / "tiny")
+    own = llama_folder(tmp_path / "own") if option == "llama" else vision_folder(tmp_path / "own", "dinov2")
+    assert not load_source("tiny", **{option: str(own)}).qformer_trained
+
+
+def test_lora_of_a_checkpoint_is_added_to_the_decoder(tmp_path: Path) -> None:
+    folder, plain = checkpoint_folder(tmp_path), load_source("tiny")
+    rng = np.random.default_rng(4)
+    down, up = rng.standard_normal((2, 24)), rng.standard_normal((48, 2))
+    stem = "model.layers.1.mlp.gate_proj"
+    pair = {f"{stem}.lora_down": down.astype(np.float16), f"{stem}.lora_up": up.astype(np.float16)}
+    write_safetensors(pair, folder / LORA_FILE)
+    source = load_source("tiny", checkpoint=folder)
+    got, expected = values_of(source.model.llama), values_of(plain.model.llama)
+    product = pair[f"{stem}.lora_up"].astype(np.float64) @ pair[f"{stem}.lora_down"].astype(np.float64)
+    assert_close(got.pop(f"{stem}.weight"), expected.pop(f"{stem}.weight") + product, "same_maths")
+    assert_same(got, expected)
+    assert_same(values_of(source.model.vision), values_of(plain.model.vision))
+
+
+def test_whole_decoder_of_a_checkpoint_replaces_the_presets(tmp_path: Path) -> None:
+    folder, plain = checkpoint_folder(tmp_path), load_source("tiny")
+    trained = {name: value.astype(np.float16) + 1 for name, value in values_of(plain.model.llama).items()}
+    write_safetensors(trained, folder / DECODER_FILE)
+    source = load_source("tiny", checkpoint=folder)
+    assert_same(values_of(source.model.llama), trained)
+    assert_same(values_of(source.model.vision), values_of(plain.model.vision))
+
+
+def test_trained_vision_blocks_replace_just_those(tmp_path: Path) -> None:
+    folder, plain = checkpoint_folder(tmp_path), load_source("tiny")
+    expected = values_of(plain.model.vision)
+    block = {n: v.astype(np.float16) + 1 for n, v in expected.items() if n.startswith("encoder.layer.1.")}
+    assert block
+    write_safetensors(block, folder / VISION_FILE)
+    source = load_source("tiny", checkpoint=folder)
+    assert_same(values_of(source.model.vision), {**expected, **block})
+    assert_same(values_of(source.model.llama), values_of(plain.model.llama))
+
+
+@pytest.mark.parametrize(("text", "said"), [("MIT, and CC-BY 4.0 \n\nAll of it.\n", "MIT, and CC-BY 4.0"),
+                                            (None, "see its source")])  # fmt: skip
+def test_licence_is_the_first_line(tmp_path: Path, text: str | None, said: str) -> None:
+    folder = checkpoint_folder(tmp_path)
+    if text is not None:
+        (folder / "LICENSE").write_text(text)
+    assert load_source("tiny", checkpoint=folder).licences["checkpoint"] == said
+
+
+@pytest.mark.parametrize("kind", ["no folder", "no Q-Former", "garbage", "another size"])
+def test_wrong_checkpoint(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "checkpoint"
+    if kind != "no folder":
+        checkpoint_folder(folder, replace(QFormerConfig.tiny(), llm_size=25) if kind == "another size" else None)
+    if kind == "no Q-Former":
+        (folder / QFORMER_FILE).unlink()
+    elif kind == "garbage":
+        (folder / QFORMER_FILE).write_bytes(b"garbage")
+    with pytest.raises(WeightsError, match="QFormer|qformer" if kind != "another size" else "mis-shaped"):
+        load_source("tiny", checkpoint=folder)
+
+
+@pytest.mark.parametrize("name", [LORA_FILE, DECODER_FILE, VISION_FILE])
+@pytest.mark.parametrize("kind", ["garbage", "a stranger"])
+def test_wrong_file_beside_the_qformer(tmp_path: Path, name: str, kind: str) -> None:
+    folder = checkpoint_folder(tmp_path)
     if kind == "garbage":
-        path.write_bytes(b"garbage")
-    elif kind == "another size":
-        qformer_file(path, replace(QFormerConfig.tiny(), llm_size=25))
-    with pytest.raises(WeightsError):
-        load_source("tiny", qformer=str(path))
+        (folder / name).write_bytes(b"garbage")
+    else:
+        write_safetensors({"stranger.weight": np.ones((2, 2), np.float32)}, folder / name)
+    with pytest.raises(WeightsError, match=name if kind == "garbage" else r"stranger\.weight"):
+        load_source("tiny", checkpoint=folder)
 
 
 @pytest.mark.parametrize("option", ["llama", "vision"])
@@ -176,9 +256,9 @@ def test_all_parts_of_ones_own_end_to_end(tmp_path: Path, capsys: pytest.Capture
     """The command, a decoder whose vocabulary grows, a ViT with its pooler, and a Q-Former between them."""
     llama, vision = llama_folder(tmp_path / "llama"), vision_folder(tmp_path / "vision", "vit")
     sizes = replace(QFormerConfig.tiny(), vision_size=20, llm_size=32)
-    qformer_file(tmp_path / "q.safetensors", sizes)
+    checkpoint = checkpoint_folder(tmp_path / "checkpoint", sizes)
     code = main([
-        "--model", "tiny", "--llama", str(llama), "--vision", str(vision), "--qformer", str(tmp_path / "q.safetensors"),
+        "--model", "tiny", "--llama", str(llama), "--vision", str(vision), "--checkpoint", str(checkpoint),
         "--recipe", "float32", "--slots", "32", "--sinks", "2", "--prefill", "4", "8", "--out", str(tmp_path / "out"),
     ])  # fmt: skip
     printed = capsys.readouterr()
@@ -188,7 +268,7 @@ def test_all_parts_of_ones_own_end_to_end(tmp_path: Path, capsys: pytest.Capture
     assert values["qformer_trained"] is True
     assert values["architecture"]["llama"]["vocab_size"] == FULL + 2
     assert values["special_tokens"]["<|picture|>"] == FULL
-    assert values["licences"] == {"decoder": "see its source", "vision": "see its source"}
+    assert values["licences"] == dict.fromkeys(("decoder", "vision", "checkpoint"), "see its source")
     assert values["parity"]["decoder_top1"] > 0.99
     with SEEDStory(tmp_path / "out", threads=1) as model:
         picture = np.random.default_rng(2).uniform(0, 1, (1, 224, 224, 3)).astype(np.float32)
