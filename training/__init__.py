@@ -1,0 +1,1 @@
+"""Training: the storybook data set, the two stages, and the evaluation of exported bundles."""

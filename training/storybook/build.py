@@ -1,0 +1,193 @@
+"""Writes the data set: pictures, stories in StoryStream's form, the questions of the grounding test, and sources.
+
+    pictures/            JPEG, 224 pixels square
+    train.jsonl          stories of trained drawings; valid.jsonl: other stories of them, test.jsonl: of kept drawings
+    grounding.jsonl      one picture a line, with the words that count as naming its main thing
+    sources.json         every drawing's package, version, licence and credit
+
+A story's line has StoryStream's `id`, `images`, `captions` and `orders`; whether its last page ends it (`complete`);
+and for each page what its picture shows: `things` (the main one first) and `place`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from seed_story.errors import UsageError
+from training.storybook.concepts import Concept, load_concepts
+from training.storybook.drawings import Drawing, render_drawings
+from training.storybook.narrator import PLACES, Plan, Scene, narrate
+from training.storybook.packages import PACKAGES
+from training.storybook.scene import compose
+from training.storybook.splits import Splits, split_drawings
+
+Rng = np.random.Generator
+
+_STORIES = {"valid": 60, "test": 60}
+_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
+_LENGTH_SHARES = (0.52, 0.08, 0.08, 0.08, 0.08, 0.08, 0.05, 0.03)
+_HERO_STAYS = 0.75
+_BEGUN_PAGES = 6
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a data set is: `stories` for training; the other splits don't grow."""
+
+    stories: int
+
+
+SIZES = {"tiny": Size(40), "small": Size(800), "full": Size(3000)}
+
+
+class _Deck:
+    """Draws concepts in shuffled rounds, so that each comes up equally often."""
+
+    def __init__(self, names: Sequence[str], rng: Rng) -> None:
+        self._names, self._rng, self._left = list(names), rng, list[str]()
+
+    def draw(self, without: Sequence[str] = (), wanted: Callable[[str], bool] = lambda _: True) -> str:
+        for _ in range(2):
+            for index, name in enumerate(self._left):
+                if name not in without and wanted(name):
+                    return self._left.pop(index)
+            self._left += [self._names[i] for i in self._rng.permutation(len(self._names))]
+        return next(name for name in self._left if name not in without)
+
+
+def build(out: Path, size: str = "full", *, seed: int = 0) -> dict[str, int]:
+    """Writes the data set into the new folder `out`; gives how many lines each file has.
+
+    Args:
+        size: a key of `SIZES`.
+        seed: the same seed gives the same data set, to the byte, with the same versions of Pillow and NumPy.
+
+    Raises:
+        UsageError: `out` is there already, or there is no such size.
+        DownloadError: a package can't be had.
+    """
+    if size not in SIZES:
+        raise UsageError("there is no such size", got=size, expected=" or ".join(SIZES))
+    if out.exists():
+        raise UsageError("the data set's folder is there already", got=out, hint="Remove it, or choose another --out.")
+    concepts = load_concepts()
+    drawings = render_drawings(concepts)
+    splits = split_drawings(concepts, drawings)
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "pictures").mkdir(parents=True)
+    writer = _Writer(part, {c.name: c for c in concepts})
+    counts = {}
+    for number, (name, stories) in enumerate({"train": SIZES[size].stories, **_STORIES}.items()):
+        pool = splits.picture if name == "test" else splits.train
+        lines = writer.stories(name, pool, stories, [seed, number])
+        counts[name] = _write_lines(part / f"{name}.jsonl", tqdm(lines, total=stories, desc=name, unit="story"))
+    questions = tqdm(writer.questions(splits, np.random.default_rng([seed, 9])), desc="grounding", unit="picture")
+    counts["grounding"] = _write_lines(part / "grounding.jsonl", questions)
+    (part / "sources.json").write_text(json.dumps(_sources(drawings), indent=1), encoding="utf-8")
+    part.replace(out)
+    return counts
+
+
+def _write_lines(path: Path, lines: Iterator[Mapping[str, Any]]) -> int:
+    with path.open("w", encoding="utf-8") as file:
+        return sum(1 for line in lines if file.write(json.dumps(line) + "\n"))
+
+
+class _Writer:
+    """Draws and tells."""
+
+    def __init__(self, folder: Path, concepts: Mapping[str, Concept]) -> None:
+        self._folder, self._concepts = folder, concepts
+
+    def stories(
+        self, split: str, pool: Mapping[str, list[Drawing]], count: int, seed: Sequence[int]
+    ) -> Iterator[Mapping[str, Any]]:
+        rng = np.random.default_rng(seed)
+        heroes, others = _Deck(list(pool), rng), _Deck(list(pool), rng)
+        for number in range(count):
+            told = self._plan(heroes, others, rng)
+            # One page begins a longer story: a model that ends after every page tells no stories.
+            complete = len(told.scenes) > 1
+            plan = told if complete else Plan(told.scenes * _BEGUN_PAGES)
+            cast = {name: _pick(pool[name], rng) for scene in told.scenes for name in (t.name for t in scene.things)}
+            name = f"{split}-{number:05d}"
+            images = [self._draw(f"{name}-{page:02d}", [cast[t.name] for t in scene.things], scene.place, rng)
+                      for page, scene in enumerate(told.scenes)]  # fmt: skip
+            words = np.random.default_rng([*seed, number])  # its own, so that new words change no picture
+            yield {
+                "id": name,
+                "images": images,
+                "captions": narrate(plan, words)[: len(images)],
+                "orders": list(range(len(images))),
+                "complete": complete,
+                "things": [[thing.name for thing in scene.things] for scene in told.scenes],
+                "place": [scene.place for scene in told.scenes],
+            }
+
+    def questions(self, splits: Splits, rng: Rng) -> Iterator[Mapping[str, Any]]:
+        """One picture for each kept concept and split; half of them with a smaller second thing beside it."""
+        for split in ("picture", "style", "concept"):
+            pool: Mapping[str, list[Drawing]] = getattr(splits, split)
+            for name, drawings in pool.items():
+                shown = [_pick(drawings, rng)]
+                if rng.random() < 0.5:
+                    other = list(pool)[int(rng.integers(len(pool)))]
+                    shown += [_pick(pool[other], rng)] if other != name else []
+                place = PLACES[int(rng.integers(len(PLACES)))]
+                slug = f"{split}-{name.lower().replace(' ', '_')}"
+                yield {
+                    "id": slug,
+                    "image": self._draw(f"grounding-{slug}", shown, place, rng),
+                    "concept": name,
+                    "accepted": list(self._concepts[name].accepted),
+                    "split": split,
+                    "group": self._concepts[name].group,
+                    "style": shown[0].style,
+                }
+
+    def _plan(self, heroes: _Deck, others: _Deck, rng: Rng) -> Plan:
+        hero = heroes.draw()
+        friend = others.draw((hero,))
+        scenes = []
+        place = _place(rng)
+        for page in range(int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))):
+            cast = [hero] if page == 0 or rng.random() < _HERO_STAYS else []
+            while len(cast) < 1 + int(rng.choice(3, p=(0.45, 0.4, 0.15))):
+                stays = friend not in cast and rng.random() < 0.3
+                cast.append(friend if stays else others.draw(cast))
+            if rng.random() < 0.4:
+                place = _place(rng)
+            scenes.append(Scene(tuple(self._concepts[name] for name in cast), place))
+        return Plan(tuple(scenes))
+
+    def _draw(self, name: str, shown: Sequence[Drawing], place: str, rng: Rng) -> str:
+        file = f"pictures/{name}.jpg"
+        picture = compose([drawing.open() for drawing in shown], place, rng)
+        picture.save(self._folder / file, quality=int(rng.integers(80, 96)))
+        return file
+
+
+def _place(rng: Rng) -> str:
+    """A plain ground a third of the time."""
+    return "plain" if rng.random() < 0.3 else PLACES[int(rng.integers(len(PLACES) - 1))]
+
+
+def _pick(drawings: Sequence[Drawing], rng: Rng) -> Drawing:
+    return drawings[int(rng.integers(len(drawings)))]
+
+
+def _sources(drawings: Sequence[Drawing]) -> dict[str, Any]:
+    packages = {
+        style: {"package": p.name, "version": p.version, "registry": p.kind, "licence": p.licence, "credit": p.credit}
+        for style, p in PACKAGES.items()
+    }
+    return {"packages": packages, "drawings": [[d.style, d.source, d.concept] for d in drawings]}
