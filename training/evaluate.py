@@ -1,0 +1,197 @@
+"""`python -m training.evaluate`: measures an exported bundle through the device's own runtime. Needs no TensorFlow.
+
+Each command is one metric and one file of `training.evaluation`, where it is defined.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seed_story.cli import whole
+from seed_story.errors import SeedStoryError, UsageError
+from seed_story.output import prepare, silence, write, write_json
+
+if TYPE_CHECKING:
+    from seed_story.story import SEEDStory
+    from training.data import StoryRecord
+    from training.evaluation.items import PictureItem
+
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 + the signal, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one metric and prints its report.
+
+    Args:
+        argv: the arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0, 1 (failed), 2 (wrong usage), 130 (interrupted) or 141 (nobody reads the output).
+    """
+    prepare()
+    args = build_parser().parse_args(argv)
+    try:
+        report = args.run(args)
+        if args.as_json:
+            write_json(report)
+        else:
+            from training.evaluation.report import lines
+
+            write(lines(report))
+        return 0
+    except SeedStoryError as error:
+        print(f"evaluate: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nevaluate: interrupted; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        silence()
+        return _BROKEN_PIPE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all metrics."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description="Measures an exported bundle on held-out pictures and stories."
+    )
+    commands = parser.add_subparsers(title="metrics", required=True, metavar="METRIC")
+
+    def command(name: str, run: Any, text: str, *, limit: int | None = None) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        _add_common(made, limit)
+        made.set_defaults(run=run, metric=name)
+        return made
+
+    grounding = command("grounding", _grounding, "whether the first two sentences name what the picture shows")
+    grounding.add_argument(
+        "--beginning", default="Once upon a time,", help="how the stories begin (default: %(default)r)"
+    )
+    grounding.add_argument("--details", type=Path, metavar="FILE", help="write one JSON line a picture to this file")
+    perplexity = command("perplexity", _perplexity, "the loss on held-out stories, with and without their pictures")
+    shuffled = command("shuffled", _shuffled, "how much the loss rises with another story's pictures")
+    repetition = command("repetition", _repetition, "how much the stories repeat themselves", limit=20)
+    repetition.add_argument(
+        "--tokens", type=whole(1), default=200, metavar="N", help="a story's most (default: %(default)s)"
+    )
+    repetition.add_argument("--out", type=Path, metavar="FILE.md", help="write the stories, unedited, to this file")
+    own = "your own pictures: a folder (fox_2.jpg shows a fox) or a JSONL like grounding.jsonl"
+    for each in (grounding, repetition):
+        each.add_argument("--pictures", type=Path, metavar="PATH", help=own)
+    for each in (perplexity, shuffled):
+        each.add_argument("--pages", type=whole(1), default=3, metavar="N",
+                          help="cut stories after this many pages (default: %(default)s)")  # fmt: skip
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, limit: int | None) -> None:
+    add = parser.add_argument
+    add("--bundle", default="build/story", metavar="DIR", help="the exported bundle (default: %(default)s)")
+    add("--data", type=Path, default=Path("build/storybook"), metavar="DIR", help="the data (default: %(default)s)")
+    add("--limit", type=whole(1), default=limit, metavar="N", help=f"use at most N of them (default: {limit or 'all'})")
+    add(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="of the subset, the stories and the intervals (default: 0)",
+    )
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
+    add("--json", action="store_true", dest="as_json", help="print one JSON object instead of a table")
+
+
+def _open(args: argparse.Namespace) -> SEEDStory:
+    from seed_story.story import SEEDStory
+
+    return SEEDStory(args.bundle, threads=args.threads)
+
+
+def _report(args: argparse.Namespace, model: SEEDStory, figures: dict[str, Any]) -> dict[str, Any]:
+    manifest = model.bundle.manifest
+    return {"metric": args.metric, "bundle": manifest.name, "recipe": manifest.recipe, "seed": args.seed, **figures}
+
+
+def _items(args: argparse.Namespace) -> list[PictureItem]:
+    from training.evaluation.items import read_items, subset
+
+    items = read_items(args.pictures or args.data / "grounding.jsonl")
+    return subset(items, args.limit, args.seed, key=lambda item: item.split)
+
+
+def _stories(args: argparse.Namespace) -> list[StoryRecord]:
+    from training.data import read_stories
+    from training.evaluation.items import subset
+
+    file = args.data / "test.jsonl"
+    if not file.is_file():
+        raise UsageError("there are no held-out stories", got=f"no {file}",
+                         hint="Build the data with `python -m training.storybook build`, or give --data.")  # fmt: skip
+    return subset(read_stories(file), args.limit, args.seed)
+
+
+def _grounding(args: argparse.Namespace) -> dict[str, Any]:
+    from training.evaluation.grounding import grounding
+
+    items = _items(args)
+    _check_folder(args.details)
+    with _open(args) as model:
+        figures, told = grounding(model, items, beginning=args.beginning, seed=args.seed)
+        if args.details:
+            _write_file(args.details, (json.dumps(one.to_dict(), ensure_ascii=False) + "\n" for one in told))
+        return _report(args, model, figures)
+
+
+def _perplexity(args: argparse.Namespace) -> dict[str, Any]:
+    from training.evaluation.perplexity import perplexity
+
+    stories = _stories(args)
+    with _open(args) as model:
+        return _report(args, model, perplexity(model, stories, pages=args.pages, seed=args.seed))
+
+
+def _shuffled(args: argparse.Namespace) -> dict[str, Any]:
+    from training.evaluation.shuffled import shuffled
+
+    stories = _stories(args)
+    with _open(args) as model:
+        return _report(args, model, shuffled(model, stories, pages=args.pages, seed=args.seed))
+
+
+def _repetition(args: argparse.Namespace) -> dict[str, Any]:
+    from training.evaluation.repetition import repetition, to_markdown
+
+    items = _items(args)
+    _check_folder(args.out)
+    with _open(args) as model:
+        figures, stories = repetition(model, items, tokens=args.tokens, seed=args.seed)
+        if args.out:
+            _write_file(args.out, [to_markdown(stories, args.out.parent)])
+        return _report(args, model, figures)
+
+
+def _check_folder(file: Path | None) -> None:
+    """Before the minutes that the stories take."""
+    if file is not None and not file.parent.is_dir():
+        raise UsageError("the folder to write to doesn't exist", got=file.parent, expected="a folder")
+
+
+def _write_file(file: Path, parts: Iterable[str]) -> None:
+    """All or nothing: to a hidden name beside the file, then renamed."""
+    hidden = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        hidden.write_text("".join(parts), encoding="utf-8")
+        hidden.replace(file)
+    except OSError as error:
+        raise SeedStoryError(f"{file} can't be written", got=error.strerror or error) from error
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
