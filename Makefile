@@ -12,6 +12,10 @@ MODEL = seed-story-135m
 RECIPE = int8
 OUT = build/story
 
+DATA = build/storybook
+TRAINING = build/training
+MINUTES = 60
+
 IMAGE = demo_app/pictures/fox.jpg
 PROMPT = Once upon a time,
 SEED = 1
@@ -23,10 +27,13 @@ TESTS = tests
 override IMAGE := $(value IMAGE)
 override PROMPT := $(value PROMPT)
 override OUT := $(value OUT)
-export IMAGE PROMPT OUT
+override DATA := $(value DATA)
+override TRAINING := $(value TRAINING)
+export IMAGE PROMPT OUT DATA TRAINING
 
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 WORKSTATION = $(VENV)/.workstation-ready
+TRAINTOOLS = $(VENV)/.train-ready
 TESTTOOLS = $(VENV)/.test-ready
 # The runtime's dependencies as files: a test installs the device wheel from them, without network.
 WHEELS = $(VENV)/wheels
@@ -34,7 +41,7 @@ WHEELS = $(VENV)/wheels
 LLAMA = .venv-llama-cpp
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
-.PHONY: help setup export story test test-slow check format wheel bench-peers clean
+.PHONY: help setup export story storybook train evaluate test test-slow check format wheel bench-peers clean
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -55,6 +62,15 @@ story: $(WORKSTATION) ## Tell a story about IMAGE that begins with PROMPT (expor
 	@if [ ! -f "$$OUT/manifest.json" ]; then echo "No bundle at $$OUT yet: exporting $(MODEL), $(RECIPE)."; $(EXPORT); fi
 	@printf 'Bundle:  %s\nPicture: %s\n\n' "$$OUT" "$$IMAGE"
 	@$(BIN)/seed-story tell --bundle "$$OUT" --image "$$IMAGE" --prompt "$$PROMPT" --seed $(SEED) --max-tokens $(MAX_TOKENS)
+
+storybook: $(TRAINTOOLS) ## Draw and tell the storybook data set into DATA (needs npm and apt-get)
+	@if [ ! -d "$$DATA" ]; then $(BIN)/python -m training.storybook build --out "$$DATA"; fi
+
+train: storybook ## Train MODEL on DATA for MINUTES into TRAINING; run it again after Ctrl-C and it goes on
+	$(BIN)/python -m training.train --model $(MODEL) --data "$$DATA" --out "$$TRAINING" --minutes $(MINUTES)
+
+evaluate: $(WORKSTATION) ## Does the bundle OUT tell about what is in the held-out pictures of DATA?
+	$(BIN)/python -m training.evaluate grounding --bundle "$$OUT" --data "$$DATA"
 
 test: setup ## Run the tests, but the slow ones and those that need a network (TESTS=path for some)
 	$(BIN)/python -m pytest -m "not slow and not network" $(TESTS)
@@ -83,8 +99,8 @@ bench-peers: $(WORKSTATION) ## Speed beside llama.cpp on the same weights, in on
 	$(BIN)/python -m benchmarks.peers --bundle "$$OUT" --llama-python $(LLAMA)/bin/python \
 	  --gguf "$$($(BIN)/python -c 'from model.presets import SEED_STORY_135M as m; print(m.decoder.fetch())')"
 
-clean: ## Remove what was built, the default bundle too; .venv and the weights stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove the bundle OUT and what else was built; the data set, trainings, .venv and the weights stay
+	rm -rf "$$OUT" dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # TensorFlow has no wheels for Python 3.14 yet; the device wheel itself doesn't mind.
@@ -106,6 +122,11 @@ $(WORKSTATION): pyproject.toml
 	fi
 	@echo "Installing the export tools (TensorFlow among them, about 700 MB) into $(VENV)"
 	$(PIP) install --editable '.[export]'
+	@touch $@
+
+$(TRAINTOOLS): $(WORKSTATION)
+	@echo "Installing the training tools into $(VENV)"
+	$(PIP) install --editable '.[export,train]'
 	@touch $@
 
 $(TESTTOOLS): $(WORKSTATION)

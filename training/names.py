@@ -1,0 +1,69 @@
+"""What a Q-Former's queries are to say of a picture: the tokens of names, in a fixed order of slots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from seed_story.tokenizer import StoryTokenizer
+
+THINGS = 3
+"""Slots for things, the main one first; one more, the last, is for the place."""
+SLOTS = THINGS + 1
+FILLER = ","
+"""The word in every place that no name fills."""
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """The tokens that occur in names, and every name as indices into them.
+
+    Args:
+        token_ids: int32 `[tokens]`; index 0 is the filler's.
+        names: by name, int32 `[width]`, filled up with 0.
+        width: queries a slot.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    names: dict[str, npt.NDArray[np.int32]]
+    width: int
+
+    def label(self, things: Sequence[str], place: str) -> npt.NDArray[np.int32]:
+        """What the queries should say of a picture: indices `[SLOTS * width]`; raises KeyError for an unknown name."""
+        slots = np.zeros((SLOTS, self.width), np.int32)
+        for slot, name in enumerate(things[:THINGS]):
+            slots[slot] = self.names[name]
+        slots[THINGS] = self.names[place]
+        return slots.reshape(-1)
+
+
+def name_table(names: Sequence[str], tokenizer: StoryTokenizer, num_queries: int) -> NameTable:
+    """The table of some names, as words in the middle of a text; a name of more tokens than fit loses its last."""
+    width = num_queries // SLOTS
+    ids = {FILLER: tokenizer.encode(FILLER)[0]}
+    spelled = {name: tokenizer.encode(f" {name}")[:width] for name in dict.fromkeys(names)}
+    order = list(dict.fromkeys([ids[FILLER], *(i for tokens in spelled.values() for i in tokens)]))
+    index = {token: i for i, token in enumerate(order)}
+    table = {
+        name: np.array([index[i] for i in tokens] + [0] * (width - len(tokens)), np.int32)
+        for name, tokens in spelled.items()
+    }
+    return NameTable(np.array(order, np.int32), table, width)
+
+
+def read_labels(file: Path) -> dict[Path, tuple[tuple[str, ...], str]]:
+    """What each picture of a StoryStream file shows, `(things, place)`, where its lines say so.
+
+    The storybook's lines do, in `things` and `place` (one entry a picture); published ones don't.
+    """
+    found = {}
+    for line in filter(str.strip, file.read_text(encoding="utf-8").splitlines()):
+        story = json.loads(line)
+        for image, things, place in zip(story["images"], story.get("things", ()), story.get("place", ()), strict=False):
+            found[file.parent / image] = (tuple(things), str(place))
+    return found
