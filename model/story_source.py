@@ -69,8 +69,8 @@ def load_source(
         preset: a name of `model.presets.PRESETS`.
         llama: instead of the preset's: a GGUF file, or a folder or hub id with safetensors and tokenizer.json.
         vision: instead of the preset's: a folder or hub id of a Dinov2Model or ViTModel.
-        checkpoint: a folder of trained weights, as `python -m training` writes it; by default the preset's own, if it
-            has one and its decoder and vision transformer are used; "none" for an untrained Q-Former.
+        checkpoint: a folder of trained weights, as `python -m training.train` writes it; by default the preset's own,
+            if it has one and its decoder and vision transformer are used; "none" for an untrained Q-Former.
 
     Raises:
         SeedStoryError: a part can't be found, read, or doesn't fit.

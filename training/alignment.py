@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
@@ -82,7 +81,7 @@ class WordLoss(Module):
             labels: int `[b, SLOTS * width]`, of `NameTable.label`.
         """
         said = embeddings[:, : labels.shape[1]]
-        logits = _SHARPNESS * ops.matmul(_unit_tensor(said - self._mean), self._directions.T)
+        logits = _SHARPNESS * self._cosines(said)
         costs = []
         for order in self._orders:
             wanted = ops.take(labels, order, axis=1)
@@ -94,7 +93,11 @@ class WordLoss(Module):
 
     def first_words(self, embeddings: Tensor) -> Tensor:
         """The index of the word that each query is nearest to, int `[b, num_queries]`."""
-        return ops.argmax(ops.matmul(_unit_tensor(embeddings - self._mean), self._directions.T), axis=-1)
+        return ops.argmax(self._cosines(embeddings), axis=-1)
+
+    def _cosines(self, embeddings: Tensor) -> Tensor:
+        """Between each query and each word, `[b, queries, words]`, both seen from the words' mean."""
+        return ops.matmul(_unit_tensor(embeddings - self._mean), self._directions.T)
 
 
 class Alignment:
@@ -202,14 +205,6 @@ def discriminant(rows: FloatArray, classes: Sequence[str], size: int) -> tuple[F
     weight[: len(found)] = found
     weight /= max(float(np.std((data - centre) @ weight.T)), 1e-9)  # as large as what the queries bring
     return weight.astype(np.float32), (-weight @ centre).astype(np.float32)
-
-
-class Parts(Module):
-    """Several networks, and the random state of what they are trained with, as one."""
-
-    def __init__(self, networks: Sequence[keras.Layer], *generators: keras.random.SeedGenerator) -> None:
-        super().__init__()
-        self.networks, self.generators = list(networks), list(generators)
 
 
 def _orders() -> list[tuple[int, ...]]:

@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from model.layers import Tensor
+from model.layers import Module, Tensor
 from model.llama import Llama
 from model.picture_head import PictureHead, cosine_distance
 from model.qformer import QFormer, pool_patches
 from model.vit import VisionTransformer
-from training.alignment import Parts, WordLoss
+from training.alignment import WordLoss
 from training.data import IGNORE, Example, Shown, StoryEncoder, StoryRecord
 from training.features import FeatureStore
 from training.packing import batch as pack_batch
@@ -52,6 +53,14 @@ class Networks:
     qformer: QFormer
     llama: Llama
     head: PictureHead
+
+
+class _Parts(Module):
+    """Several networks as one."""
+
+    def __init__(self, networks: Sequence[keras.Layer]) -> None:
+        super().__init__()
+        self.networks = list(networks)
 
 
 @dataclass
@@ -99,15 +108,16 @@ class Storytelling:
         self._factors = dict(factors or {})
         self._plans: dict[int, _Plan] = {}
         parts = [networks.qformer, networks.llama, networks.head]
-        self.network = Parts([networks.vision, *parts] if self._runs_vision else parts)
+        self.network = _Parts([networks.vision, *parts] if self._runs_vision else parts)
 
     def batch(self, step: int) -> Batch:  # noqa: D102
         plan, index = self._find(step)
         rows = plan.batches[index]
         packed = pack_batch(rows, self._length, self._queries)
         pictures = len(packed.pictures)
-        hidden = np.zeros((self._room, *self._store[packed.pictures[:1]].shape[1:]), np.float16)
-        hidden[:pictures] = self._store[packed.pictures]
+        stored = self._store[packed.pictures]
+        hidden = np.zeros((self._room, *stored.shape[1:]), np.float16)
+        hidden[:pictures] = stored
         labels, named = self._labelled(packed.pictures)
         begins, foreseen = np.zeros(self._room, np.int32), np.zeros(self._room, np.float32)
         flat = packed.ids.reshape(-1) < 0
