@@ -14,7 +14,7 @@ OUT = build/story
 
 DATA = build/storybook
 TRAINING = build/training
-MINUTES = 60
+MINUTES = 85
 
 IMAGE = demo_app/pictures/fox.jpg
 PROMPT = Once upon a time,

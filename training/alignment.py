@@ -8,6 +8,7 @@ may come in either order, as in set prediction (DETR, arXiv 2005.12872).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Labelled:
     picture: Path
     things: tuple[str, ...]
     place: str
+
+    @property
+    def main(self) -> str:
+        """The name of the main thing; of the place, where there is nothing else."""
+        return (*self.things, self.place)[0]
 
 
 class WordLoss(Module):
@@ -125,30 +131,30 @@ class Alignment:
         self.name = f"{name}, seed {seed}, {len(pictures)} pictures, {batch_size} a batch"
         self._pictures, self._batch_size, self._seed, self._qformer = list(pictures), batch_size, seed, qformer
         self._labels = np.stack([table.label(p.things, p.place) for p in pictures])
-        self._summaries = _summaries([p.picture for p in pictures], store)
+        self._summaries = summaries([p.picture for p in pictures], store)
         self.words = WordLoss(table, token_embeddings)
         self.network = qformer
 
-    def prepare(self) -> None:
-        """Gives the Q-Former's summary projection the directions that tell the training set's main things apart."""
+    def prepare(self, *, recognized: bool = False) -> None:
+        """Closes the attention to patches, and gives the summary projection Fisher's directions to begin with.
+
+        Args:
+            recognized: the projection has learned better ones already (`training.recognition`) and keeps them.
+        """
+        for layer in self._qformer.layers:
+            layer.cross_scale.lambda1.assign(np.zeros(layer.cross_scale.lambda1.shape, np.float32))
+        if recognized:
+            return
         rows = ops.convert_to_numpy(self._qformer.summary_norm(self._summaries))[:, 0]
-        weight, bias = discriminant(
-            rows, [(*p.things, p.place)[0] for p in self._pictures], self._qformer.config.hidden_size
-        )
+        weight, bias = discriminant(rows, [one.main for one in self._pictures], self._qformer.config.hidden_size)
         projection = self._qformer.summary_projection
         assert projection.bias is not None
         projection.weight.assign(weight)
         projection.bias.assign(bias)
-        for layer in self._qformer.layers:
-            layer.cross_scale.lambda1.assign(np.zeros(layer.cross_scale.lambda1.shape, np.float32))
 
     def chosen(self, step: int) -> npt.NDArray[np.int64]:
         """Indices of a step's pictures: every picture once before any comes again."""
-        count, first = len(self._pictures), step * self._batch_size
-        rows = []
-        for place in range(first, first + self._batch_size):
-            rows.append(_shuffled(self._seed, place // count, count)[place % count])
-        return np.array(rows)
+        return shuffled(self._seed, step, self._batch_size, len(self._pictures))
 
     def batch(self, step: int) -> Batch:  # noqa: D102
         rows = self.chosen(step)
@@ -171,7 +177,8 @@ class Alignment:
         return _COMPUTED_FACTOR if any(variable is v for v in computed) else 1.0
 
 
-def _summaries(pictures: Sequence[Path], store: FeatureStore) -> FloatArray:
+def summaries(pictures: Sequence[Path], store: FeatureStore) -> FloatArray:
+    """Of pictures whose features are in a store, as `model.qformer.summarize` has them: `[n, 1, summary]`."""
     parts = []
     for start in range(0, len(pictures), _READ):
         features = store[pictures[start : start + _READ]].astype(np.float32)
@@ -216,15 +223,15 @@ def _slot_order(order: Sequence[int], width: int) -> list[int]:
     return [slot * width + place for slot in order for place in range(width)]
 
 
-def _shuffled(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    key = (seed, epoch, count)
-    if key not in _SHUFFLED:
-        _SHUFFLED.clear()
-        _SHUFFLED[key] = np.random.default_rng([seed, epoch]).permutation(count)
-    return _SHUFFLED[key]
+def shuffled(seed: int, step: int, batch_size: int, count: int) -> npt.NDArray[np.int64]:
+    """The rows of a step's batch: all `count` once, in an order of their own, before any comes again."""
+    first = step * batch_size
+    return np.array([_order(seed, at // count, count)[at % count] for at in range(first, first + batch_size)])
 
 
-_SHUFFLED: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _unit(rows: FloatArray) -> FloatArray:

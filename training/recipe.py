@@ -16,28 +16,34 @@ DECODERS: tuple[Decoder, ...] = ("frozen", "lora", "full")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a story model is trained. Stage 1 aligns the Q-Former with the decoder's words, stage 2 trains end to end.
+    """How a story model is trained.
+
+    First the ViT's last blocks learn to recognize things; then stage 1 aligns the Q-Former with the decoder's words,
+    and stage 2 trains all of it, end to end.
 
     Args:
         minutes: of training, without the features that come before it.
         decoder: what stage 2 changes of the LLaMA: nothing, LoRA matrices, or everything.
-        vision_blocks: how many last blocks of the ViT are trained, in stage 2; the paper's 4.
+        vision_blocks: how many last blocks of the ViT are trained; the paper's 4.
         rank: of the LoRA matrices.
-        aligning: stage 1's share of the time.
-        align_batch: pictures a step of stage 1.
+        recognizing, aligning: the share of the time for recognition, and for stage 1.
+        recognize_batch, align_batch: pictures a step.
         rows, length: of a batch of stories, in rows of tokens.
         mixed_precision: bfloat16, for accelerators.
         seed: of everything random.
     """
 
-    minutes: float = 60.0
+    minutes: float = 85.0
     decoder: Decoder = "lora"
     vision_blocks: int = 4
     rank: int = 8
-    aligning: float = 0.25
+    recognizing: float = 0.47
+    aligning: float = 0.12
+    recognize_batch: int = 32
     align_batch: int = 64
     rows: int = 4
     length: int = 256
+    recognize_rate: float = 3e-4
     align_rate: float = 1e-3
     story_rate: float = 1e-3
     weight_decay: float = 0.1

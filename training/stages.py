@@ -30,6 +30,7 @@ from training.features import FeatureStore
 from training.loop import steps_for_minutes, train
 from training.names import NameTable, name_table, read_labels
 from training.recipe import Recipe, data_fingerprint
+from training.recognition import Recognition
 from training.storytelling import Networks, Storytelling, foreseen_pool
 from training.task import Outcome, Schedule, Task
 
@@ -41,7 +42,13 @@ _PLACEHOLDER = 1000  # steps of a schedule whose length is measured first
 
 @dataclass(frozen=True)
 class _Training:
-    """What all stages share."""
+    """What all stages share.
+
+    Args:
+        frozen: what the ViT's frozen blocks see, where the trained ones go on.
+        untrained: what the trained blocks see before their training.
+        seen: what they see after recognition. All three are one, where no block is trained.
+    """
 
     recipe: Recipe
     source: StorySource
@@ -52,13 +59,36 @@ class _Training:
     table: NameTable
     words: np.ndarray[Any, np.dtype[np.float32]]
     frozen: FeatureStore
+    untrained: FeatureStore
     seen: FeatureStore
     data: str
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether any block of the ViT is trained."""
+        return self.frozen is not self.seen
 
     @property
     def name(self) -> str:
         """What must be the same when a training goes on."""
         return f"{self.source.name}, data {self.data}"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One of them.
+
+    Args:
+        make: the task.
+        begin: what the task does once, before its first step.
+        minutes, learning_rate: of its schedule.
+    """
+
+    name: str
+    make: Callable[[], Task]
+    begin: Callable[[Any], None]
+    minutes: float
+    learning_rate: float
 
 
 def train_model(preset: str, data: Path, out: Path, recipe: Recipe) -> bool:
@@ -70,12 +100,9 @@ def train_model(preset: str, data: Path, out: Path, recipe: Recipe) -> bool:
     """
     training = _prepare(preset, data, out, recipe)
     outcomes: dict[str, Outcome] = {}
-    for stage, (task, schedule, minutes) in _stages(training).items():
-        made = task()
-        if isinstance(made, Alignment) and planned_steps(out / stage) is None:
-            made.prepare()
-        outcomes[stage] = _run(made, schedule, minutes, out / stage)
-        if not outcomes[stage].finished:
+    for stage in _stages(training):
+        outcomes[stage.name] = _run(stage, recipe, out / stage.name)
+        if not outcomes[stage.name].finished:
             return False
     _write_checkpoint(training, outcomes, out / "checkpoint")
     return True
@@ -104,13 +131,11 @@ def _prepare(preset: str, data: Path, out: Path, recipe: Recipe) -> _Training:
     table = name_table(names, tokenizer, qformer.config.num_queries)
     layer = vision.config.feature_layer
     frozen = FeatureStore(out / "features", data, vision, layer - trained)
-    # What the untrained last blocks see: stage 1 begins with it, and with no blocks to train all stages use it.
-    seen = FeatureStore(out / "features", data, vision, layer, frozen) if trained else frozen
-    (seen if labels else frozen).fill([page.picture for story in stories for page in story.pages])
+    untrained = FeatureStore(out / "features", data, vision, layer, frozen) if trained else frozen
+    seen = FeatureStore(out / "recognition" / "features", data, vision, layer, frozen) if trained else frozen
     networks = Networks(vision, qformer, model.llama, head)
-    return _Training(
-        recipe, source, networks, stories, labels, tokenizer, table, words, frozen, seen, data_fingerprint(files)
-    )
+    return _Training(recipe, source, networks, stories, labels, tokenizer, table, words, frozen, untrained, seen,
+                     data_fingerprint(files))  # fmt: skip
 
 
 def _prepare_decoder(llama: Any, recipe: Recipe) -> None:
@@ -120,26 +145,46 @@ def _prepare_decoder(llama: Any, recipe: Recipe) -> None:
         llama.trainable = recipe.decoder == "full"
 
 
-def _stages(training: _Training) -> dict[str, tuple[Callable[[], Task], Schedule, float]]:
-    """By name: how to make the task, its schedule but for its length, and its minutes."""
+def _stages(training: _Training) -> list[_Stage]:
+    """Recognition and alignment need names, recognition also blocks of the ViT to train."""
     recipe = training.recipe
+    recognizing = recipe.recognizing if training.labels and training.trains_vision else 0.0
     aligning = recipe.aligning if training.labels else 0.0
-    schedule = Schedule(
-        _PLACEHOLDER, recipe.align_rate, weight_decay=recipe.weight_decay, mixed_precision=recipe.mixed_precision
-    )
-    stages: dict[str, tuple[Callable[[], Task], Schedule, float]] = {}
+    stages = []
+    if recognizing:
+        stages.append(_Stage("recognition", lambda: _recognition(training),
+                             lambda task: task.prepare(_filled(training, training.untrained)),
+                             recognizing * recipe.minutes, recipe.recognize_rate))  # fmt: skip
     if aligning:
-        stages["alignment"] = (lambda: _alignment(training), schedule, aligning * recipe.minutes)
-    story = replace(schedule, learning_rate=recipe.story_rate)
-    stages["story"] = (lambda: _storytelling(training), story, (1 - aligning) * recipe.minutes)
+        stages.append(_Stage("alignment", lambda: _alignment(training),
+                             lambda task: task.prepare(recognized=recognizing > 0),
+                             aligning * recipe.minutes, recipe.align_rate))  # fmt: skip
+    minutes = (1 - recognizing - aligning) * recipe.minutes
+    stages.append(_Stage("story", lambda: _storytelling(training), lambda task: None, minutes, recipe.story_rate))
     return stages
 
 
+def _filled(training: _Training, store: FeatureStore) -> FeatureStore:
+    store.fill([page.picture for story in training.stories for page in story.pages])
+    return store
+
+
+def _labelled(training: _Training) -> list[Labelled]:
+    return [Labelled(picture, *label) for picture, label in training.labels.items()]
+
+
+def _recognition(training: _Training) -> Recognition:
+    pictures, net = _labelled(training), training.networks
+    return Recognition(pictures, _filled(training, training.frozen), net.vision, net.qformer,
+                       name=f"recognition, {training.name}", seed=training.recipe.seed,
+                       batch_size=min(training.recipe.recognize_batch, len(pictures)))  # fmt: skip
+
+
 def _alignment(training: _Training) -> Alignment:
-    pictures = [Labelled(picture, *label) for picture, label in training.labels.items()]
-    return Alignment(pictures, training.seen, training.networks.qformer, training.table, training.words,
-                     name=f"alignment, {training.name}", batch_size=min(training.recipe.align_batch, len(pictures)),
-                     seed=training.recipe.seed)  # fmt: skip
+    pictures = _labelled(training)
+    return Alignment(pictures, _filled(training, training.seen), training.networks.qformer, training.table,
+                     training.words, name=f"alignment, {training.name}", seed=training.recipe.seed,
+                     batch_size=min(training.recipe.align_batch, len(pictures)))  # fmt: skip
 
 
 def _storytelling(training: _Training) -> Storytelling:
@@ -148,17 +193,20 @@ def _storytelling(training: _Training) -> Storytelling:
     labels = {picture: training.table.label(*label) for picture, label in training.labels.items()}
     words = WordLoss(training.table, training.words) if labels else None
     return Storytelling(
-        training.stories, encoder, training.frozen, net, words, labels, name=f"storytelling, {training.name}",
-        length=min(recipe.length, net.llama.config.max_position), rows=recipe.rows, seed=recipe.seed,
-        factors={"qformer": 0.2, "vision": 0.02},
+        training.stories, encoder, _filled(training, training.frozen), net, words, labels,
+        name=f"storytelling, {training.name}", length=min(recipe.length, net.llama.config.max_position),
+        rows=recipe.rows, seed=recipe.seed, factors={"qformer": 0.2, "vision": 0.02},
     )  # fmt: skip
 
 
-def _run(task: Task, schedule: Schedule, minutes: float, out: Path) -> Outcome:
+def _run(stage: _Stage, recipe: Recipe, out: Path) -> Outcome:
     """Trains a stage; its first run turns minutes into steps, which later ones read back."""
-    steps = planned_steps(out)
+    task, steps = stage.make(), planned_steps(out)
+    schedule = Schedule(_PLACEHOLDER, stage.learning_rate, weight_decay=recipe.weight_decay,
+                        mixed_precision=recipe.mixed_precision)  # fmt: skip
     if steps is None:
-        steps = steps_for_minutes(task, schedule, minutes)
+        stage.begin(task)
+        steps = steps_for_minutes(task, schedule, stage.minutes)
     else:
         print(f"{out.name}: going on with the {steps} steps that were planned when it began", file=sys.stderr)
     return train(task, out, replace(schedule, steps=steps))
@@ -175,7 +223,7 @@ def _write_checkpoint(training: _Training, outcomes: dict[str, Outcome], out: Pa
         files[LORA_FILE] = lora_tensors(net.llama)
     if training.recipe.decoder == "full":
         files[DECODER_FILE] = _values(net.llama)
-    if training.frozen is not training.seen:
+    if training.trains_vision:
         files[VISION_FILE] = _values(net.vision, trainable=True)
     for name, tensors in files.items():
         write_safetensors({key: value.astype(np.float16) for key, value in tensors.items()}, part / name)

@@ -68,7 +68,7 @@ def test_command_says_where_the_checkpoint_is(data: Path, tmp_path: Path, capsys
 def test_checkpoint_says_what_it_was_learned_from(finished: Path) -> None:
     about = json.loads((finished / "checkpoint" / "training.json").read_text())
     assert about["model"] == "tiny" and about["recipe"]["decoder"] == "lora" and about["recipe"]["vision_blocks"] == 1
-    assert list(about["stages"]) == ["alignment", "story"]
+    assert list(about["stages"]) == ["recognition", "alignment", "story"]
     assert all(stage["step"] == STEPS and stage["finished"] for stage in about["stages"].values())
     assert {"next_token", "words", "next_picture", "loss"} <= set(about["stages"]["story"]["losses"])
     assert not list(finished.glob(".*.part"))
