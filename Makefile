@@ -14,7 +14,7 @@ OUT = build/story
 
 DATA = build/storybook
 TRAINING = build/training
-MINUTES = 85
+MINUTES = 70
 
 IMAGE = demo_app/pictures/fox.jpg
 PROMPT = Once upon a time,

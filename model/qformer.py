@@ -3,7 +3,7 @@
 SEED-Story (arXiv 2407.08683) puts such queries between a picture and its decoder. This one is pre-norm with
 Group Normalization (arXiv 1803.08494) and has a Layer Scale (arXiv 2103.17239) on every residual branch. The
 queries start from a summary of the picture, its class token and the mean and the maximum of its patches, and look for
-details among the patches.
+details among the patches. A memory of names, where there is one, adds what the summary calls to mind.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from model.layers import (
     numpy_of,
     split_heads,
 )
+from model.name_memory import NameMemory
 from seed_story.config import QFormerConfig
 from seed_story.errors import ConfigError
 
@@ -121,17 +122,20 @@ class QFormer(Module):
         self.layers = [Layer(config, rng) for _ in range(config.num_layers)]
         self.norm = group_norm(config, size)
         self.projection = Linear(size, config.llm_size, rng)
+        self.memory = NameMemory(config, rng) if config.memory_names else None
 
     def call(self, features: Tensor) -> Tensor:  # noqa: D102
         return self.read(summarize(features), self.vision_norm(pool_patches(features, self.config.patch_pool)))
 
     def read(self, summary: Tensor, features: Tensor | None = None) -> Tensor:
         """The embeddings of a picture whose `summarize` is known; without `features`, from that alone."""
-        start = self.summary_noise(self.summary_projection(self.summary_norm(summary)))  # [b, 1, hidden]
-        x = self.summary_dropout(start) + self.query_tokens + self.query_positions  # [b, num_queries, hidden]
+        start = self.summary_noise(self.summary_projection(self.summary_norm(summary)))
+        start = self.summary_dropout(start)  # [b, 1, hidden]
+        x = start + self.query_tokens + self.query_positions  # [b, num_queries, hidden]
         for layer in self.layers:
             x = layer(x, features)
-        return self.projection(self.norm(x))
+        embeddings = self.projection(self.norm(x))
+        return embeddings if self.memory is None else embeddings + self.memory(start)
 
 
 def summarize(features: Tensor) -> Tensor:

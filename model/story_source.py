@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +101,7 @@ def load_source(
     folder = _checkpoint(preset, own, checkpoint)
     sizes = replace(base.story.qformer, vision_size=vision_config.hidden_size, llm_size=decoder_config.hidden_size)
     bridge = _qformer(sizes, folder, decoder)
+    sizes = bridge.config
     if folder is not None:
         _adapt(decoder, eye, folder)
         licences["checkpoint"] = _licence(folder)
@@ -127,9 +129,16 @@ def _checkpoint(preset: str, own: bool, given: Path | Literal["none"] | None) ->
 def _qformer(config: QFormerConfig, folder: Path | None, decoder: Llama) -> QFormer:
     if folder is None:
         return initial_qformer(config, numpy_of(decoder.model.embed_tokens.weight), _QFORMER_SEED)
-    network = QFormer(config, seed=None)
-    load_safetensors(network, folder / QFORMER_FILE)
+    tensors = read_safetensors(folder / QFORMER_FILE)
+    network = QFormer(_with_memory(config, tensors), seed=None)
+    load_weights(network, tensors)
     return network
+
+
+def _with_memory(config: QFormerConfig, tensors: Mapping[str, Any]) -> QFormerConfig:
+    """How many names a trained Q-Former remembers depends on its data, so its file says so."""
+    slots = [np.asarray(tensors[name]) for name in tensors if re.fullmatch(r"memory\.scores\.\d+\.weight", name)]
+    return replace(config, memory_names=len(slots[0]), memory_slots=len(slots)) if slots else config
 
 
 def _adapt(decoder: Llama, eye: VisionTransformer, folder: Path) -> None:

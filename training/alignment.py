@@ -8,11 +8,8 @@ may come in either order, as in set prediction (DETR, arXiv 2005.12872).
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +17,11 @@ import numpy.typing as npt
 from keras import ops
 
 from model.layers import FloatArray, Module, Tensor
-from model.qformer import QFormer, summarize
+from model.qformer import QFormer
+from training.discriminant import Classifier, discriminant, nearest_mean
 from training.features import FeatureStore
 from training.names import SLOTS, THINGS, NameTable
+from training.pictures import Labelled, shuffled, summaries
 from training.task import Batch
 
 _SHARPNESS = 16.0
@@ -31,29 +30,10 @@ _DISTANCE_WEIGHT = 0.5
 _FILLER_WEIGHT = 0.15
 """Most queries have nothing to say; those that have, count more."""
 _MAIN_WEIGHT = 2.0
-_LEAST_VARIANCE = 1e-12  # where nothing differs within a class, as when each has one picture
-_SHRINKAGE = 0.1
-"""Of the scatter within a class towards a multiple of the identity: few rows estimate many directions."""
-_COMPUTED_FACTOR = 0.1
-_READ = 256  # pictures whose features are in memory at once
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A picture and the names of what it shows.
-
-    Args:
-        things: the main one first.
-    """
-
-    picture: Path
-    things: tuple[str, ...]
-    place: str
-
-    @property
-    def main(self) -> str:
-        """The name of the main thing; of the place, where there is nothing else."""
-        return (*self.things, self.place)[0]
+_SURENESS = 2.0
+"""Scores are multiplied by it: a decoder reads one name better than a blend of many."""
+_UNLIKELY = 20.0
+"""By how much a name that a slot never says scores below the least of the others."""
 
 
 class WordLoss(Module):
@@ -110,7 +90,7 @@ class Alignment:
     """The task of stage 1 on a frozen ViT: from each picture's summary to words.
 
     The patches themselves stay closed to the queries (Layer Scale 0) until stage 2: attention to them learns the
-    training set's drawings by heart (docs/decisions/0004).
+    training set's drawings by heart (docs/decisions/0004). The Q-Former has a memory for the names of the table.
 
     Args:
         store: the ViT's features.
@@ -130,27 +110,46 @@ class Alignment:
     ) -> None:
         self.name = f"{name}, seed {seed}, {len(pictures)} pictures, {batch_size} a batch"
         self._pictures, self._batch_size, self._seed, self._qformer = list(pictures), batch_size, seed, qformer
+        self._table, self._words = table, token_embeddings
         self._labels = np.stack([table.label(p.things, p.place) for p in pictures])
         self._summaries = summaries([p.picture for p in pictures], store)
         self.words = WordLoss(table, token_embeddings)
         self.network = qformer
 
-    def prepare(self, *, recognized: bool = False) -> None:
-        """Closes the attention to patches, and gives the summary projection Fisher's directions to begin with.
+    def prepare(self, recognized: Sequence[Classifier] = ()) -> None:
+        """What the first step begins with: the attention to patches closed, and the memory of names filled.
 
         Args:
-            recognized: the projection has learned better ones already (`training.recognition`) and keeps them.
+            recognized: the main thing and the place, from the summary projection that `training.recognition` trained.
+                Without them, both begin as the nearest class mean in the space of Fisher's discriminant.
         """
-        for layer in self._qformer.layers:
+        qformer = self._qformer
+        for layer in qformer.layers:
             layer.cross_scale.lambda1.assign(np.zeros(layer.cross_scale.lambda1.shape, np.float32))
-        if recognized:
-            return
+        for variable in qformer.projection.trainable_variables:  # at first, all that is said are names
+            variable.assign(np.zeros(variable.shape, np.float32))
+        for slot, classifier in zip((0, SLOTS - 1), recognized or self._closed_form(), strict=True):
+            weight, bias = self._scores(classifier)
+            qformer.memory.scores[slot].weight.assign(weight)
+            qformer.memory.scores[slot].bias.assign(bias)
+        qformer.memory.values.weight.assign(self._table.embeddings(self._words).T)
+
+    def _closed_form(self) -> list[Classifier]:
+        main, places = ([one.main for one in self._pictures], [one.place for one in self._pictures])
         rows = ops.convert_to_numpy(self._qformer.summary_norm(self._summaries))[:, 0]
-        weight, bias = discriminant(rows, [one.main for one in self._pictures], self._qformer.config.hidden_size)
-        projection = self._qformer.summary_projection
-        assert projection.bias is not None
-        projection.weight.assign(weight)
-        projection.bias.assign(bias)
+        weight, bias = discriminant(rows, main, self._qformer.config.hidden_size)
+        self._qformer.summary_projection.weight.assign(weight)
+        self._qformer.summary_projection.bias.assign(bias)
+        points = rows @ weight.T + bias
+        return [nearest_mean(points, main), nearest_mean(points, places)]
+
+    def _scores(self, classifier: Classifier) -> tuple[FloatArray, FloatArray]:
+        """A classifier's weight and bias among all names of the memory; the others are out of the question."""
+        rows = [self._table.memory_row(name) for name in classifier.names]
+        weight = np.zeros((self._table.memory_size, classifier.weight.shape[1]), np.float32)
+        bias = np.full(self._table.memory_size, _SURENESS * float(classifier.bias.min()) - _UNLIKELY, np.float32)
+        weight[rows], bias[rows] = _SURENESS * classifier.weight, _SURENESS * classifier.bias
+        return weight, bias
 
     def chosen(self, step: int) -> npt.NDArray[np.int64]:
         """Indices of a step's pictures: every picture once before any comes again."""
@@ -172,46 +171,12 @@ class Alignment:
         return "pictures " + ", ".join(self._pictures[row].picture.name for row in self.chosen(step))
 
     def learning_rate_factor(self, variable: Any) -> float:
-        """The projection that `prepare` computed learns more slowly than the rest."""
-        computed = self._qformer.summary_projection.trainable_variables
-        return _COMPUTED_FACTOR if any(variable is v for v in computed) else 1.0
+        """0 for all but the two slots that begin with nothing.
 
-
-def summaries(pictures: Sequence[Path], store: FeatureStore) -> FloatArray:
-    """Of pictures whose features are in a store, as `model.qformer.summarize` has them: `[n, 1, summary]`."""
-    parts = []
-    for start in range(0, len(pictures), _READ):
-        features = store[pictures[start : start + _READ]].astype(np.float32)
-        parts.append(ops.convert_to_numpy(summarize(ops.convert_to_tensor(features))))
-    return np.concatenate(parts)
-
-
-def discriminant(rows: FloatArray, classes: Sequence[str], size: int) -> tuple[FloatArray, FloatArray]:
-    """Linear discriminant analysis (Fisher 1936): a map in which what differs within a class has unit variance.
-
-    Args:
-        rows: `[n, inputs]`.
-        classes: of each row.
-        size: of the output: the directions in which the classes' means differ most; the rest is zero.
-
-    Returns:
-        weight `[size, inputs]` and bias `[size]` of the map, float32.
-    """
-    data = rows.astype(np.float64)
-    names, owner = np.unique(np.asarray(classes), return_inverse=True)
-    means = np.stack([data[owner == index].mean(0) for index in range(len(names))])
-    inside = data - means[owner]
-    scatter = inside.T @ inside / len(data)
-    scatter += _SHRINKAGE * np.trace(scatter) / len(scatter) * np.eye(len(scatter))
-    values, vectors = np.linalg.eigh(scatter)
-    whiten = vectors / np.sqrt(np.maximum(values, _LEAST_VARIANCE))  # columns
-    centre = means.mean(0)
-    _, _, directions = np.linalg.svd((means - centre) @ whiten, full_matrices=False)
-    weight = np.zeros((size, data.shape[1]))
-    found = directions[:size] @ whiten.T
-    weight[: len(found)] = found
-    weight /= max(float(np.std((data - centre) @ weight.T)), 1e-9)  # as large as what the queries bring
-    return weight.astype(np.float32), (-weight @ centre).astype(np.float32)
+        The pictures of the training set are known by heart after recognition: more of them teach the rest nothing.
+        """
+        unknown = [v for scores in self._qformer.memory.scores[1:-1] for v in scores.trainable_variables]
+        return float(any(variable is v for v in unknown))
 
 
 def _orders() -> list[tuple[int, ...]]:
@@ -221,17 +186,6 @@ def _orders() -> list[tuple[int, ...]]:
 
 def _slot_order(order: Sequence[int], width: int) -> list[int]:
     return [slot * width + place for slot in order for place in range(width)]
-
-
-def shuffled(seed: int, step: int, batch_size: int, count: int) -> npt.NDArray[np.int64]:
-    """The rows of a step's batch: all `count` once, in an order of their own, before any comes again."""
-    first = step * batch_size
-    return np.array([_order(seed, at // count, count)[at % count] for at in range(first, first + batch_size)])
-
-
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _unit(rows: FloatArray) -> FloatArray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from model.layers import FloatArray
 from seed_story.tokenizer import StoryTokenizer
 
 THINGS = 3
@@ -40,6 +41,20 @@ class NameTable:
             slots[slot] = self.names[name]
         slots[THINGS] = self.names[place]
         return slots.reshape(-1)
+
+    @property
+    def memory_size(self) -> int:
+        """Names that a Q-Former's memory needs: these, and one for nothing."""
+        return 1 + len(self.names)
+
+    def memory_row(self, name: str) -> int:
+        """Where the memory has a name; row 0 is for nothing."""
+        return 1 + list(self.names).index(name)
+
+    def embeddings(self, token_embeddings: FloatArray) -> FloatArray:
+        """The memory's values: the tokens of each name end to end, `[memory_size, width * llm_size]`."""
+        rows = np.stack([np.zeros(self.width, np.int32), *self.names.values()])
+        return np.asarray(token_embeddings[self.token_ids[rows]], np.float32).reshape(len(rows), -1)
 
 
 def name_table(names: Sequence[str], tokenizer: StoryTokenizer, num_queries: int) -> NameTable:

@@ -33,12 +33,12 @@ class Recipe:
         seed: of everything random.
     """
 
-    minutes: float = 85.0
+    minutes: float = 70.0
     decoder: Decoder = "lora"
     vision_blocks: int = 4
     rank: int = 8
-    recognizing: float = 0.47
-    aligning: float = 0.12
+    recognizing: float = 0.57
+    aligning: float = 0.03
     recognize_batch: int = 32
     align_batch: int = 64
     rows: int = 4

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from model.layers import FloatArray, Linear, Module, Tensor
+from model.layers import Linear, Module, Tensor, numpy_of
 from model.qformer import QFormer, summarize
 from model.vit import VisionTransformer
-from training.alignment import Labelled, discriminant, shuffled, summaries
+from training.discriminant import Classifier, discriminant, nearest_mean
 from training.features import FeatureStore
+from training.pictures import Labelled, shuffled, summaries
 from training.task import Batch
 
 _SEEN = 3 / 8
@@ -31,11 +32,11 @@ _BLEND = 0.4
 _DROPOUT = 0.3
 _SMOOTHING = 0.1
 """Of the labels: a tenth is spread over all names."""
-_FIRST_SHARPNESS = 16.0
-"""By how much the first classifier's score of a mean picture is above that of the others' mean."""
 _PLACE_WEIGHT = 0.3
 """Beside the main thing's loss: a place is easier to tell, and fewer stories depend on it."""
 _VISION_FACTOR = 0.3
+_TRAINED_SHARE = 0.7
+"""Of the trained blocks in what recognition ends with; the rest are the pretrained ones."""
 
 
 class _Eye(Module):
@@ -75,11 +76,12 @@ class Recognition:
     ) -> None:
         self.name = f"{name}, seed {seed}, {len(pictures)} pictures, {batch_size} a batch"
         self._pictures, self._store, self._batch_size, self._seed = list(pictures), store, batch_size, seed
-        self._thing, things = _numbered([one.main for one in pictures])
-        self._place, places = _numbered([one.place for one in pictures])
+        self._thing, self._things = _numbered([one.main for one in pictures])
+        self._place, self._places = _numbered([one.place for one in pictures])
         patches = vision.config.tokens - 1
         self._patches, self._seen = patches, math.ceil(_SEEN * patches)
-        self.network = _Eye(vision, qformer, things, places, seed)
+        self.network = _Eye(vision, qformer, len(self._things), len(self._places), seed)
+        self._pretrained = [(v, numpy_of(v)) for v in vision.trainable_variables]
 
     def prepare(self, seen: FeatureStore) -> None:
         """Begins with Fisher's discriminant of the untrained blocks' features, and its nearest class mean.
@@ -92,9 +94,20 @@ class Recognition:
         weight, bias = discriminant(rows, [one.main for one in self._pictures], eye.projection.weight.shape[0])
         eye.projection.weight.assign(weight)
         eye.projection.bias.assign(bias)
-        weight, bias = _nearest_mean(rows @ weight.T + bias, self._thing)
-        eye.things.weight.assign(weight)
-        eye.things.bias.assign(bias)
+        first = nearest_mean(rows @ weight.T + bias, [one.main for one in self._pictures])
+        eye.things.weight.assign(first.weight)
+        eye.things.bias.assign(first.bias)
+
+    def finish(self) -> None:
+        """Goes part of the way back to the pretrained blocks, which see more unlike drawings (arXiv 2109.01903)."""
+        for variable, before in self._pretrained:
+            variable.assign(_TRAINED_SHARE * numpy_of(variable) + (1 - _TRAINED_SHARE) * before)
+
+    def classifiers(self) -> list[Classifier]:
+        """What names the main thing, and the place, from the Q-Former's summary projection."""
+        eye = self.network
+        return [Classifier(names, numpy_of(layer.weight), numpy_of(layer.bias))
+                for names, layer in ((self._things, eye.things), (self._places, eye.places))]  # fmt: skip
 
     def chosen(self, step: int) -> npt.NDArray[np.int64]:
         """Indices of a step's pictures: every picture once before any comes again."""
@@ -126,10 +139,10 @@ class Recognition:
         return _VISION_FACTOR if any(variable is v for v in self.network.vision.trainable_variables) else 1.0
 
 
-def _numbered(names: Sequence[str]) -> tuple[npt.NDArray[np.int32], int]:
-    """Each name as the number of its class, and how many classes there are."""
+def _numbered(names: Sequence[str]) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """Each name as the number of its class, and the classes' names."""
     classes, numbers = np.unique(np.asarray(names), return_inverse=True)
-    return numbers.astype(np.int32), len(classes)
+    return numbers.astype(np.int32), tuple(map(str, classes))
 
 
 def _blended(scores: Tensor, own: Tensor, share: Tensor) -> Tensor:
@@ -144,11 +157,3 @@ def _blended(scores: Tensor, own: Tensor, share: Tensor) -> Tensor:
     first, second = (ops.take_along_axis(likely, c[:, None], axis=1)[:, 0] for c in (own, ops.roll(own, 1)))
     right = share * first + (1 - share) * second
     return -(1 - _SMOOTHING) * ops.mean(right) - _SMOOTHING * ops.mean(likely)
-
-
-def _nearest_mean(points: FloatArray, owner: npt.NDArray[np.int32]) -> tuple[FloatArray, FloatArray]:
-    """Weight `[classes, size]` and bias `[classes]` of scores that are highest for the nearest class mean."""
-    means = np.stack([points[owner == index].mean(0) for index in range(owner.max() + 1)])
-    squares = np.square(means).sum(1)
-    sharpness = _FIRST_SHARPNESS / max(float(squares.mean()), 1e-9)
-    return (sharpness * means).astype(np.float32), (-sharpness / 2 * squares).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import shutil
@@ -23,12 +24,13 @@ from model.story_source import DECODER_FILE, LORA_FILE, QFORMER_FILE, VISION_FIL
 from model.weights import write_safetensors
 from seed_story.errors import UsageError
 from seed_story.tokenizer import StoryTokenizer
-from training.alignment import Alignment, Labelled, WordLoss
+from training.alignment import Alignment, WordLoss
 from training.checkpoint import planned_steps
 from training.data import StoryEncoder, StoryRecord, check_pictures, chunks, read_stories
 from training.features import FeatureStore
 from training.loop import steps_for_minutes, train
-from training.names import NameTable, name_table, read_labels
+from training.names import SLOTS, NameTable, name_table, read_labels
+from training.pictures import Labelled
 from training.recipe import Recipe, data_fingerprint
 from training.recognition import Recognition
 from training.storytelling import Networks, Storytelling, foreseen_pool
@@ -80,7 +82,7 @@ class _Stage:
 
     Args:
         make: the task.
-        begin: what the task does once, before its first step.
+        begin, end: what the task does before its first step, and after its last.
         minutes, learning_rate: of its schedule.
     """
 
@@ -89,6 +91,7 @@ class _Stage:
     begin: Callable[[Any], None]
     minutes: float
     learning_rate: float
+    end: Callable[[Any], None] = lambda task: None
 
 
 def train_model(preset: str, data: Path, out: Path, recipe: Recipe) -> bool:
@@ -122,13 +125,14 @@ def _prepare(preset: str, data: Path, out: Path, recipe: Recipe) -> _Training:
     trained = min(recipe.vision_blocks, vision.config.feature_layer)
     vision.set_trainable_blocks(trained)
     words = numpy_of(model.llama.model.embed_tokens.weight)
-    qformer = initial_qformer(model.config.qformer, words, recipe.seed)
+    labels = read_labels(file)
+    names = sorted({name for things, place in labels.values() for name in (*things, place)})
+    table = name_table(names, tokenizer, model.config.qformer.num_queries)
+    memory = {"memory_names": table.memory_size, "memory_slots": SLOTS} if labels else {}
+    qformer = initial_qformer(replace(model.config.qformer, **memory), words, recipe.seed)
     foreseen = 1 + (vision.config.grid // foreseen_pool(vision.config.grid)) ** 2
     head = PictureHead(model.config.llama.hidden_size, vision.config.hidden_size, foreseen, recipe.seed)
     _prepare_decoder(model.llama, recipe)
-    labels = read_labels(file)
-    names = sorted({name for things, place in labels.values() for name in (*things, place)})
-    table = name_table(names, tokenizer, qformer.config.num_queries)
     layer = vision.config.feature_layer
     frozen = FeatureStore(out / "features", data, vision, layer - trained)
     untrained = FeatureStore(out / "features", data, vision, layer, frozen) if trained else frozen
@@ -151,13 +155,15 @@ def _stages(training: _Training) -> list[_Stage]:
     recognizing = recipe.recognizing if training.labels and training.trains_vision else 0.0
     aligning = recipe.aligning if training.labels else 0.0
     stages = []
+    recognition = functools.cache(lambda: _recognition(training))  # alignment begins with what it found out
     if recognizing:
-        stages.append(_Stage("recognition", lambda: _recognition(training),
+        stages.append(_Stage("recognition", recognition,
                              lambda task: task.prepare(_filled(training, training.untrained)),
-                             recognizing * recipe.minutes, recipe.recognize_rate))  # fmt: skip
+                             recognizing * recipe.minutes, recipe.recognize_rate,
+                             end=Recognition.finish))  # fmt: skip
     if aligning:
         stages.append(_Stage("alignment", lambda: _alignment(training),
-                             lambda task: task.prepare(recognized=recognizing > 0),
+                             lambda task: task.prepare(recognition().classifiers() if recognizing else ()),
                              aligning * recipe.minutes, recipe.align_rate))  # fmt: skip
     minutes = (1 - recognizing - aligning) * recipe.minutes
     stages.append(_Stage("story", lambda: _storytelling(training), lambda task: None, minutes, recipe.story_rate))
@@ -195,7 +201,7 @@ def _storytelling(training: _Training) -> Storytelling:
     return Storytelling(
         training.stories, encoder, _filled(training, training.frozen), net, words, labels,
         name=f"storytelling, {training.name}", length=min(recipe.length, net.llama.config.max_position),
-        rows=recipe.rows, seed=recipe.seed, factors={"qformer": 0.2, "vision": 0.02},
+        rows=recipe.rows, seed=recipe.seed, factors={"qformer": 0.02, "vision": 0.02},
     )  # fmt: skip
 
 
@@ -209,7 +215,10 @@ def _run(stage: _Stage, recipe: Recipe, out: Path) -> Outcome:
         steps = steps_for_minutes(task, schedule, stage.minutes)
     else:
         print(f"{out.name}: going on with the {steps} steps that were planned when it began", file=sys.stderr)
-    return train(task, out, replace(schedule, steps=steps))
+    outcome = train(task, out, replace(schedule, steps=steps))
+    if outcome.finished:
+        stage.end(task)
+    return outcome
 
 
 def _write_checkpoint(training: _Training, outcomes: dict[str, Outcome], out: Path) -> None:

@@ -206,6 +206,8 @@ class QFormerConfig(_Config):
         groups: groups of the Group Normalization (divides hidden_size).
         layer_scale_init: the starting value of every Layer Scale vector; 0.1 for so few layers (arXiv 2103.17239).
         patch_pool: the queries see the means of squares of so many patches a side; 1 for the patches themselves.
+        memory_names: names that the queries can recall; 0 for a Q-Former without a memory of names.
+        memory_slots: how many names are recalled of a picture; each by an equal share of the queries.
         vision_size, llm_size: widths of what comes in and of what goes out.
     """
 
@@ -219,6 +221,8 @@ class QFormerConfig(_Config):
     layer_scale_init: float = 0.1
     norm_eps: float = 1e-5
     patch_pool: int = 2
+    memory_names: int = 0
+    memory_slots: int = 4
     vision_size: int = 384
     llm_size: int = 576
 
@@ -226,6 +230,14 @@ class QFormerConfig(_Config):
         for name in ("num_heads", "groups"):
             _require(self.hidden_size % getattr(self, name) == 0, f"hidden_size isn't a multiple of {name}",
                      self.hidden_size, f"a multiple of {getattr(self, name)}")  # fmt: skip
+        _require(not self.memory_names or self.num_queries % self.memory_slots == 0,
+                 "memory_slots doesn't divide num_queries", self.memory_slots,
+                 f"a divisor of {self.num_queries}")  # fmt: skip
+
+    @property
+    def memory_width(self) -> int:
+        """Queries that recall one name."""
+        return self.num_queries // self.memory_slots
 
     @classmethod
     def tiny(cls) -> Self:

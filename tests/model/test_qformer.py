@@ -96,7 +96,18 @@ class Reference:
             x = x + self.w[f"{at}.cross_scale.lambda1"] * self.attention(f"{at}.cross_attention", y, source)
             y = self.norm(f"{at}.mlp_norm", x)
             x = x + self.w[f"{at}.mlp_scale.lambda1"] * self.mlp(f"{at}.mlp", y)
-        return self.linear("projection", self.norm("norm", x))
+        out = self.linear("projection", self.norm("norm", x))
+        return out + self.memory(summary) if self.config.memory_names else out
+
+    def memory(self, summary: np.ndarray) -> np.ndarray:
+        """Each slot's mixture of names, one row of embeddings a query."""
+        rows = []
+        for slot in range(self.config.memory_slots):
+            scores = self.linear(f"memory.scores.{slot}", summary[None])[0]
+            shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            names = self.w["memory.values.weight"].T.reshape(len(shares), -1, self.config.llm_size)
+            rows += list(sum(share * name for share, name in zip(shares, names, strict=True)))
+        return np.array(rows)
 
 
 @pytest.mark.parametrize("groups", [1, 4, 16])
@@ -115,6 +126,20 @@ def test_equals_the_numpy_reference_with_pooled_patches(pool: int) -> None:
     pictures = features(tokens=17)
     expected = np.stack([Reference(weights, config)(picture) for picture in pictures])
     assert_close(network(pictures), expected, "numpy_reference")
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_equals_the_numpy_reference_with_a_memory_of_names(slots: int) -> None:
+    config = replace(TINY, num_queries=8, memory_names=5, memory_slots=slots)
+    network, weights = scattered(config)
+    expected = np.stack([Reference(weights, config)(picture) for picture in features()])
+    assert_close(network(features()), expected, "numpy_reference")
+
+
+def test_memory_needs_equal_shares_of_the_queries() -> None:
+    with pytest.raises(ConfigError, match="memory_slots doesn't divide num_queries; got 3; expected a divisor of 4"):
+        replace(TINY, memory_names=5, memory_slots=3)
+    assert QFormer(replace(TINY, memory_slots=3)).memory is None
 
 
 @pytest.mark.parametrize(("grid", "pool"), [(2, 1), (2, 2), (6, 2), (6, 3), (16, 2)])

@@ -159,6 +159,13 @@ def test_checkpoint_folder_is_used(tmp_path: Path) -> None:
     assert_same(values_of(source.model.vision), values_of(plain.model.vision))
 
 
+def test_checkpoint_brings_its_memory_of_names(tmp_path: Path) -> None:
+    config = replace(QFormerConfig.tiny(), memory_names=6, memory_slots=2)
+    source = load_source("tiny", checkpoint=checkpoint_folder(tmp_path, config))
+    assert source.model.config.qformer == source.model.qformer.config == config
+    assert_same(values_of(source.model.qformer), values_of(QFormer(config, seed=77)))
+
+
 def test_checkpoint_of_the_preset_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.story_source.CHECKPOINTS", tmp_path)
     assert not load_source("tiny").qformer_trained

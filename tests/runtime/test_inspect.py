@@ -37,7 +37,10 @@ def test_what_the_graph_lacks_is_not_counted() -> None:
     assert vision_parameters(VisionConfig(image_size=28)) == vision_parameters(VisionConfig()) - 252 * 384
 
 
-@pytest.mark.parametrize("sizes", [QFormerConfig.tiny(), QFormerConfig(vision_size=32, llm_size=40)])
+@pytest.mark.parametrize(
+    "sizes",
+    [QFormerConfig.tiny(), QFormerConfig(vision_size=32, llm_size=40), QFormerConfig(memory_names=9, memory_slots=2)],
+)
 def test_qformer_parameters_are_those_of_the_network(sizes: QFormerConfig) -> None:
     pytest.importorskip("keras")
     from model.qformer import QFormer

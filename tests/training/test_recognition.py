@@ -13,8 +13,8 @@ from model.vit import VisionTransformer
 from seed_story.config import QFormerConfig, VisionConfig
 from tests.compare import assert_close
 from tests.training.fakes import Features
-from training.alignment import Labelled
 from training.loop import train
+from training.pictures import Labelled
 from training.recognition import Recognition
 from training.task import Schedule
 
@@ -133,6 +133,17 @@ def test_it_learns_to_name_through_the_last_blocks_alone(task: Recognition, tmp_
     things, places = task.network(hidden, first=VISION.feature_layer - 1)
     assert [sorted(set(MAIN))[index] for index in np.asarray(things).argmax(1)] == MAIN
     assert [["fog", "sea"][index] for index in np.asarray(places).argmax(1)] == [one.place for one in LABELLED]
+
+
+def test_it_ends_part_of_the_way_back_to_the_pretrained_blocks(task: Recognition) -> None:
+    vision = named_variables(task.network.vision)
+    before = {name: numpy_of(v) for name, v in vision.items()}
+    moved = {name: v for name, v in vision.items() if v.trainable}
+    for variable in moved.values():
+        variable.assign_add(np.ones(variable.shape, np.float32))
+    task.finish()
+    for name, variable in vision.items():
+        assert_close(variable, before[name] + (0.7 if name in moved else 0), "same_maths")
 
 
 def test_name_says_what_must_not_change(task: Recognition) -> None:
