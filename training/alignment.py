@@ -30,7 +30,7 @@ _DISTANCE_WEIGHT = 0.5
 _FILLER_WEIGHT = 0.15
 """Most queries have nothing to say; those that have, count more."""
 _MAIN_WEIGHT = 2.0
-_SURENESS = 2.0
+_SURENESS = 4.0
 """Scores are multiplied by it: a decoder reads one name better than a blend of many."""
 _UNLIKELY = 20.0
 """By how much a name that a slot never says scores below the least of the others."""
