@@ -1,4 +1,4 @@
-"""The command line: `seed-story tell`, `inspect` and `doctor`. Parses, then calls one function.
+"""The command line: `seed-story tell`, `inspect`, `doctor` and `certify`. Parses, then calls one function.
 
 Everything heavy is imported by the command that needs it, so that `--help` is instant.
 """
@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this device", description=_DOCTOR)
     doctor.add_argument("--bundle", metavar="DIR", help="check this bundle, not the default one")
     doctor.set_defaults(run=_doctor)
-    for command in (inspect, doctor):
+    certify = commands.add_parser("certify", help="prove that a long story costs no more", description=_CERTIFY)
+    _add_certify(certify)
+    for command in (inspect, doctor, certify):
         command.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object")
     return parser
 
@@ -64,6 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
 _TELL = "Tells a story: to standard output as it comes, its statistics to standard error."
 _INSPECT = "Verifies a bundle's files and shows what is in it."
 _DOCTOR = "Checks whether stories can be told on this device; exit code 1 when they can't."
+_CERTIFY = (
+    "Tells a long story beside a short one and judges time per token and memory, the last page against page 5: "
+    "PASS (exit code 0) or FAIL (1), with a plot."
+)
 
 
 def _add_tell(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +100,22 @@ def _add_tell(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_tell)
 
 
+def _add_certify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="the bundle's folder")
+    add("--pages", metavar="N", type=whole(1), default=100, help="tell N pages (default %(default)s)")
+    add("--tokens", metavar="N", type=whole(1), default=64, help="tell N tokens a page (default %(default)s)")
+    add("--picture", metavar="FILE", action="append", default=[], dest="images",
+        help="a picture to show; several take turns (default: drawn ones, no two alike)")  # fmt: skip
+    add("--picture-every", metavar="N", type=whole(1), default=3,
+        help="show a picture on every Nth page (default %(default)s)")  # fmt: skip
+    add("--seed", metavar="N", type=whole(0), default=0, help="of the story (default %(default)s)")
+    add("--threads", metavar="N", type=whole(1), help="CPU threads (default: all cores, at most four)")
+    add("--backend", metavar="NAME", default="litert", help="the inference engine (default %(default)s)")
+    add("--plot", metavar="FILE", default="certificate.png", help="the plot to write (default %(default)s)")
+    parser.set_defaults(run=_certify)
+
+
 def _tell(args: argparse.Namespace) -> int:
     from seed_story.telling import prompt_from_stdin, sampling_config, tell
 
@@ -121,6 +143,23 @@ def _doctor(args: argparse.Namespace) -> int:
     from seed_story.doctor import doctor
 
     return doctor(args.bundle, as_json=args.as_json)
+
+
+def _certify(args: argparse.Namespace) -> int:
+    from seed_story.certify import certify
+
+    return certify(
+        bundle=args.bundle,
+        pages=args.pages,
+        tokens=args.tokens,
+        images=args.images,
+        picture_every=args.picture_every,
+        seed=args.seed,
+        threads=args.threads,
+        backend=args.backend,
+        plot=args.plot,
+        as_json=args.as_json,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,149 @@
+"""Scatter charts with Pillow: the device wheel has no plotting library."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PALE, GRID, PAPER = "#1f2430", "#5b6472", "#e3e6eb", "#ffffff"
+BLUE, ORANGE, GREEN, RED, BAND = "#1f5fa8", "#d9730d", "#1a7f45", "#c0262d", "#e2f2e6"
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 130, 40, 84, 74  # px around the axes: room for the words
+_DOT = 4  # px, radius
+_FONT, _SMALL = 24, 20  # px
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A series: points, and a line fitted to them if there is one.
+
+    Args:
+        y: `[n]`, one for each x of the panel.
+        line: two points `(x, y)`.
+        interval: y from and to, of where the line may end.
+    """
+
+    name: str
+    colour: str
+    y: NDArray[np.float64]
+    line: tuple[tuple[float, float], tuple[float, float]] | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart.
+
+    Args:
+        x: `[n]`.
+        band: y from and to, what is allowed; None for no band.
+    """
+
+    title: str
+    x_name: str
+    y_name: str
+    x: NDArray[np.float64]
+    series: Sequence[Dots]
+    band: tuple[float, float] | None = None
+
+    def limits(self) -> tuple[float, float]:
+        """The y axis: the band, the lines, and all but the wildest points."""
+        ends = [edge for dots in self.series for edge in np.percentile(dots.y, (2, 98))]
+        ends += [y for dots in self.series for _, y in dots.line or ()]
+        ends += [y for dots in self.series for y in dots.interval or ()]
+        ends += self.band or ()
+        low, high = min(ends), max(ends)
+        room = 0.12 * (high - low) or 0.5 * abs(high) or 1
+        return low - room, high + room
+
+
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font."""
+    try:
+        return ImageFont.load_default(size)
+    except (ImportError, OSError):  # a Pillow built without FreeType has one size only
+        return ImageFont.load_default()
+
+
+def draw_panel(image: Image.Image, box: Box, panel: Panel) -> None:
+    """Draws a chart, its words included, into `box` (left, top, right, bottom; pixels)."""
+    draw = ImageDraw.Draw(image)
+    left, top, right, bottom = box[0] + _LEFT, box[1] + _TOP, box[2] - _RIGHT, box[3] - _BOTTOM
+    low, high = panel.limits()
+    x_low, x_high = float(panel.x.min()), float(panel.x.max())
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low or 1)
+        return left + across * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
+
+    if panel.band:
+        draw.rectangle((left, place(x_low, panel.band[1])[1], right, place(x_low, panel.band[0])[1]), fill=BAND)
+    _axes(draw, (left, top, right, bottom), panel, place)
+    for index, dots in enumerate(panel.series):
+        radius = _DOT + 3 * (len(panel.series) - 1 - index)  # what lies below still shows
+        for x, y in zip(panel.x.tolist(), dots.y.tolist(), strict=True):
+            shown = min(max(y, low), high)
+            beyond = int(y > shown) - int(y < shown)
+            _dot(draw, place(x, shown), dots.colour, radius, beyond=beyond)
+        if dots.line:
+            draw.line([place(*dots.line[0]), place(*dots.line[1])], fill=dots.colour, width=4)
+        for end in dots.interval or ():
+            x, y = place(x_high, end)
+            draw.line([(x - 12, y), (x + 12, y)], fill=dots.colour, width=4)
+            draw.line([(x, y), place(x_high, sum(dots.interval or ()) / 2)], fill=dots.colour, width=4)
+    _legend(draw, right, box[1] + 44, panel)
+
+
+def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], colour: str, radius: int, *, beyond: int) -> None:
+    """A point; a triangle at the edge, towards it, for one that is beyond."""
+    x, y = at
+    if beyond:
+        draw.polygon([(x, y - 8 * beyond), (x - 6, y), (x + 6, y)], fill=colour)
+    else:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+
+
+def _axes(
+    draw: ImageDraw.ImageDraw, box: Box, panel: Panel, place: Callable[[float, float], tuple[float, float]]
+) -> None:
+    left, top, right, bottom = box
+    draw.text((left - 90, top - 72), panel.title, font=font(_FONT), fill=INK)
+    draw.text((left - 90, top - 30), panel.y_name, font=font(_SMALL), fill=PALE)
+    draw.text(((left + right) / 2, bottom + 56), panel.x_name, font=font(_SMALL), fill=PALE, anchor="ms")
+    values, digits = ticks(*panel.limits())
+    for value in values:
+        height = place(0, value)[1]
+        draw.line((left, height, right, height), fill=PALE if value == 0 else GRID, width=2)
+        draw.text((left - 12, height), f"{value:.{digits}f}", font=font(_SMALL), fill=INK, anchor="rm")
+    for value in ticks(float(panel.x.min()), float(panel.x.max()))[0]:
+        across = place(value, 0)[0]
+        draw.line((across, bottom, across, bottom + 8), fill=INK, width=2)
+        draw.text((across, bottom + 30), f"{value:g}", font=font(_SMALL), fill=INK, anchor="ms")
+    draw.rectangle((left, top, right, bottom), outline=INK, width=2)
+
+
+def _legend(draw: ImageDraw.ImageDraw, right: float, middle: float, panel: Panel) -> None:
+    """Names from the right edge leftwards."""
+    for dots in reversed(panel.series):
+        draw.text((right, middle), dots.name, font=font(_SMALL), fill=INK, anchor="rm")
+        right -= draw.textlength(dots.name, font=font(_SMALL)) + 16
+        _dot(draw, (right, middle), dots.colour, _DOT + 2, beyond=0)
+        right -= 32
+
+
+def ticks(low: float, high: float, most: int = 8) -> tuple[list[float], int]:
+    """Round numbers between two others, at most about `most` of them, and the decimals that they need."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)], max(0, -math.floor(math.log10(step) + 1e-9))
