@@ -20,6 +20,7 @@ IMAGE = demo_app/pictures/fox.jpg
 PROMPT = Once upon a time,
 SEED = 1
 MAX_TOKENS = 200
+PAGES = 100
 TESTS = tests
 
 # What a user types may hold spaces, quotes and dollars. So it isn't pasted into a shell line but handed over in
@@ -41,7 +42,7 @@ WHEELS = $(VENV)/wheels
 LLAMA = .venv-llama-cpp
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
-.PHONY: help setup export story storybook train evaluate test test-slow check format wheel bench-peers clean
+.PHONY: help setup export story storybook train evaluate certify test test-slow check format wheel bench-peers clean
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -49,7 +50,7 @@ EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OU
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: MODEL=$(MODEL) RECIPE=$(RECIPE) OUT=build/story IMAGE=... PROMPT="..."'
-	@echo '           SEED=$(SEED) MAX_TOKENS=$(MAX_TOKENS) TESTS=$(TESTS) PYTHON=python3.12'
+	@echo '           SEED=$(SEED) MAX_TOKENS=$(MAX_TOKENS) PAGES=$(PAGES) TESTS=$(TESTS) PYTHON=python3.12'
 
 setup: $(TESTTOOLS) ## Make .venv and fetch all that export, story and test need, weights included
 	@echo "Weights of $(MODEL):"
@@ -71,6 +72,10 @@ train: storybook ## Train MODEL on DATA for MINUTES into TRAINING; run it again 
 
 evaluate: $(WORKSTATION) ## Does the bundle OUT tell about what is in the held-out pictures of DATA?
 	$(BIN)/python -m training.evaluate grounding --bundle "$$OUT" --data "$$DATA"
+
+certify: $(WORKSTATION) ## Prove that page PAGES of a story costs what page 5 does (exports first if there is no bundle)
+	@if [ ! -f "$$OUT/manifest.json" ]; then echo "No bundle at $$OUT yet: exporting $(MODEL), $(RECIPE)."; $(EXPORT); fi
+	@$(BIN)/seed-story certify "$$OUT" --pages $(PAGES) --plot "$$OUT-certificate.png"
 
 test: setup ## Run the tests, but the slow ones and those that need a network (TESTS=path for some)
 	$(BIN)/python -m pytest -m "not slow and not network" $(TESTS)

@@ -142,7 +142,7 @@ def _memory_panel(pages: Sequence[Page]) -> Panel:
         start = np.median(values[FIRST_PAGE - 1 : FIRST_PAGE - 1 + WINDOW])
         series.append(_dots(name, colour, pages, values - start))
     return Panel(
-        f"Memory (green: up to {MEMORY_BOUND_MIB:g} MiB more than on page {FIRST_PAGE})",
+        f"Memory (green: within {MEMORY_BOUND_MIB:g} MiB of page {FIRST_PAGE}; less is allowed)",
         "page",
         f"change since page {FIRST_PAGE}, MiB",
         _column(pages, "page"),

@@ -130,11 +130,17 @@ def certify(
             measured = measure(model, short, plan)
         findings = judge(measured)
         result = {**summary(model, plan, measured, findings), "plot": str(file)}
-    save_plot(file, measured, findings, caption(result))
+    unsaved = None
+    try:
+        save_plot(file, measured, findings, caption(result))
+    except SeedStoryError as error:  # the minutes of measuring aren't lost for it
+        result["plot"], unsaved = None, error
     if as_json:
         write_json(result)
     else:
         write(render(result, findings))
+    if unsaved:
+        raise unsaved
     return 0 if result["verdict"] == PASS else 1
 
 
@@ -263,7 +269,7 @@ def render(result: dict[str, Any], findings: Sequence[Finding]) -> str:
         memory = f"{of['resident_mib']:.1f} MiB, of them {of['private_mib']:.1f} private"
         rows.append((f"page {page}", f"{figures}; {memory}"))
     rows += [(finding.name, f"{finding.text()}: {finding.outcome}") for finding in findings]
-    rows.append(("plot", result["plot"]))
+    rows.append(("plot", result["plot"] or "none"))
     return table(rows) + f"{result['verdict']}: {result['reason']}\n"
 
 
