@@ -218,12 +218,12 @@ def _resampled(residuals: Series, rng: np.random.Generator) -> Series:
     count, length = len(residuals), _block(len(residuals))
     starts = rng.integers(0, count, (_RESAMPLES, -(-count // length), 1))
     places = (starts + np.arange(length)).reshape(_RESAMPLES, -1)[:, :count] % count
-    return residuals[places]
+    return np.asarray(residuals[places])
 
 
 def _block(count: int) -> int:
     """Pages in a block."""
-    return round(count**0.5)
+    return round(math.sqrt(count))
 
 
 def _student(freedom: int) -> float:

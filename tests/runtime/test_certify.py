@@ -192,10 +192,12 @@ def test_the_short_story_is_told_by_another_process(tiny_bundle: Path) -> None:
     with Yardstick(tiny_bundle, threads=1, backend="litert") as short:
         short.begin()
         assert all(0 < short.token_ms() < 60_000 for _ in range(3))
+        assert short._process.poll() is None
+    assert short._process.returncode == -signal.SIGKILL
+    with Yardstick(tiny_bundle, threads=1, backend="litert") as short:
         short._process.kill()
         with pytest.raises(SeedStoryError, match="has ended; got Killed"):
             short.token_ms()
-    assert short._process.returncode is not None
 
 
 def test_the_short_story_s_error_is_told(tmp_path: Path) -> None:

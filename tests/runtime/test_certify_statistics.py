@@ -91,6 +91,14 @@ def test_a_drift_on_a_quiet_machine_is_called_one() -> None:
         assert "time per token, trend changes: +" in verdict(findings)[1]
 
 
+def test_a_jump_that_the_line_is_blind_to_does_not_pass() -> None:
+    series = np.exp(np.random.default_rng(0).normal(0, 0.003, PAGES))
+    series[-5:] *= 1.06
+    trend, ends = time_findings(series)
+    assert (trend.outcome, ends.outcome == FLAT) == (FLAT, False)
+    assert ends.change == pytest.approx(6, abs=0.6)
+
+
 def test_noise_alone_is_not_called_a_drift() -> None:
     called = sum(any(f.outcome == DRIFT for f in time_findings(ratios(seed, 0.0))) for seed in range(100))
     assert called <= 4  # two intervals of 99 %
