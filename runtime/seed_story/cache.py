@@ -1,31 +1,38 @@
-"""The cache of fixed size: attention sinks, a place for picture anchors, and a ring of the newest tokens.
+"""The cache of fixed size: attention sinks, anchors of the pictures that were shown, and a ring of the newest tokens.
 
 Slots are `[text sinks | picture anchors | ring]`. The token at absolute position p goes
 
     p <  sinks:  into slot p, for ever
     p >= sinks:  into ring slot kept + (p - sinks) mod ring, over the token that is `ring` older
 
-Every token thus sees the sinks and the `ring` newest tokens, itself included, at the positions they have INSIDE the
-cache (StreamingLLM, arXiv 2309.17453, section 3.2). StreamingLLM reaches that by rotating all keys anew at every step.
-Here each key is rotated once, and the query twice: at p for the ring, whose keys are rotated at their absolute
-positions, and at p's place inside the cache for the kept slots, whose keys are rotated at their slots' indices.
-Scores depend on differences of positions only, so the two ways are equal.
+A picture leaves the ring as a whole, when the next token would take the place of its first one: a few of its first and
+last tokens, its anchors, are promoted to the anchors' place, and the rest of it is hidden (SEED-Story, arXiv
+2407.08683, section 3.3). Where there is no room for one more picture, another's anchors make room (`CacheConfig`).
+
+Every token thus sees the sinks, the anchors, and the `ring` newest tokens, itself included, at the positions they have
+INSIDE the cache (StreamingLLM, arXiv 2309.17453, section 3.2). StreamingLLM reaches that by rotating all keys anew at
+every step. Here each key is rotated once, an anchor's once more on promotion, and the query twice: at p for the ring,
+whose keys are rotated at their absolute positions, and at p's place inside the cache for the kept slots, whose keys are
+rotated at their slots' indices. Scores depend on differences of positions only, so the two ways are equal.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from seed_story.backends.base import ALIGNMENT, Array, aligned_zeros
-from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
+from seed_story.config import FIRST_AND_LAST, CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, key_cache, value_cache
 from seed_story.errors import UsageError
 
 EMPTY = -1
 """The position of a slot that holds nothing yet."""
+
+Positions = npt.NDArray[np.int64]
 
 
 def _aligned_layers(shape: tuple[int, ...]) -> Array:
@@ -46,23 +53,49 @@ class SinkCache:
         region: float32 `[2, slots]`: 1 where a slot belongs to the ring (row 0) or is kept (row 1).
         slot_positions: int64 `[slots]`: absolute position of each slot's token, or EMPTY.
         position: the absolute position that the next token will get.
+        tail: the ring shows no token before this position, though some may still lie there.
     """
 
     def __init__(self, llama: LlamaConfig, config: CacheConfig) -> None:
-        self.config = config
         shape = (llama.num_layers, llama.num_kv_heads, config.slots, llama.head_dim)
         self.keys, self.values = _aligned_layers(shape), _aligned_layers(shape)
         self.region = aligned_zeros((2, config.slots))
-        self.region[0, config.kept :] = 1
-        self.region[1, : config.kept] = 1
-        self.slot_positions: npt.NDArray[np.int64] = np.full(config.slots, EMPTY, np.int64)
-        self.position = 0
+        self.slot_positions: Positions = np.empty(config.slots, np.int64)
         self._frequencies = np.array(rope_frequencies(llama), np.float64)
+        self.config = config
+        self.reset()
+
+    def reset(self, config: CacheConfig | None = None) -> None:
+        """Forgets everything.
+
+        Args:
+            config: the geometry from now on, of as many slots; by default the one there is.
+
+        Raises:
+            UsageError: another number of slots.
+        """
+        config = config or self.config
+        if config.slots != self.config.slots:
+            raise UsageError("the cache's slots are fixed", got=config.slots, expected=self.config.slots)
+        self.config = config
+        self.region[0] = np.arange(config.slots) >= config.kept
+        np.subtract(1, self.region[0], out=self.region[1])
+        self.keys.fill(0)  # a NaN would outlive its story: masked, it is still multiplied, and 0 * NaN is NaN
+        self.values.fill(0)
+        self.slot_positions.fill(EMPTY)
+        self.position, self.tail = 0, config.sinks
+        self._pictures: deque[range] = deque()  # positions of those in the ring and of those to come
+        self._groups: list[int] = []  # who has which of the anchors' groups of slots, the oldest picture first
 
     @property
     def max_chunk(self) -> int:
-        """The most tokens that one `fill` and `store` may take: two of them must not share a ring slot."""
-        return self.config.ring
+        """The most tokens that the next `fill` and `store` may take, at least 1.
+
+        Two of them must not share a ring slot, and none but the last may push a picture out.
+        """
+        if not self._pictures:
+            return self.config.ring
+        return min(self.config.ring, self._pictures[0].start + self.config.ring - self.position)
 
     def memory(self) -> dict[str, Array]:
         """The graph inputs that live here, by contract name."""
@@ -73,10 +106,30 @@ class SinkCache:
             **{value_cache(i): self.values[i] for i in layers},
         }
 
-    def slots_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where tokens go: absolute positions `[n]` to slots `[n]`."""
+    def slots_of(self, positions: Positions) -> Positions:
+        """Where new tokens go: absolute positions `[n]` to slots `[n]`."""
         sinks, kept = self.config.sinks, self.config.kept
         return np.where(positions < sinks, positions, kept + (positions - sinks) % self.config.ring)
+
+    def expect_picture(self, positions: range) -> None:
+        """Says that tokens to come are a picture's, the two tokens around it included.
+
+        The part of it that is among the sinks stays anyway; if what is left is less than a picture's anchors, it
+        leaves the ring like text.
+
+        Raises:
+            UsageError: some of them are there already or another picture's, or the picture doesn't fit the cache.
+        """
+        config = self.config
+        if not config.pictures:
+            return
+        config.check_picture(len(positions))
+        first = self._pictures[-1].stop if self._pictures else 0
+        if positions.start < max(first, self.position):
+            raise UsageError("a picture comes too late", got=positions, expected=f"from {max(first, self.position)} on")
+        in_ring = range(max(positions.start, config.sinks), positions.stop)
+        if len(in_ring) >= config.picture_anchors:
+            self._pictures.append(in_ring)
 
     def fill(self, inputs: Mapping[str, Array], count: int) -> None:
         """Writes `cos`, `sin` and `mask` for the next `count` tokens, which are the last rows of the graph's N.
@@ -87,29 +140,32 @@ class SinkCache:
         Raises:
             UsageError: more tokens than `max_chunk` or N, or none.
         """
-        size = len(inputs["cos"])
+        size, slots = len(inputs["cos"]), self.config.slots
         if not 1 <= count <= min(size, self.max_chunk):
             raise UsageError("a chunk has no such size", got=count, expected=f"1 to {min(size, self.max_chunk)}")
-        positions = self.position + np.arange(count)
-        self._fill_rotations(inputs["cos"][size - count :], inputs["sin"][size - count :], positions)
+        rows, positions = slice(size - count, None), self.position + np.arange(count)
+        oldest = np.maximum(positions - self.config.ring + 1, self.tail)  # that each of them sees in the ring
+        self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
         mask.fill(MASKED)
-        self._fill_mask(mask[size - count :, : self.config.slots], self.slot_positions, positions)
-        self._fill_mask(mask[size - count :, self.config.slots + size - count :], positions, positions)
+        mask[rows, :slots][self._visible(oldest)] = 0
+        mask[rows, slots + size - count :][np.tri(count, dtype=np.bool_)] = 0
 
-    def _fill_rotations(self, cos: Array, sin: Array, positions: npt.NDArray[np.int64]) -> None:
-        inside = np.minimum(positions, self.config.slots - self.config.anchors - 1)
+    def _fill_rotations(self, cos: Array, sin: Array, positions: Positions, oldest: Positions) -> None:
+        kept = self.config.sinks + len(self._groups) * self.config.picture_anchors
+        inside = kept + positions - oldest
         angles = np.stack([positions, inside], axis=1)[..., None] * self._frequencies  # [n, 2, head_dim / 2]
         half = angles.shape[-1]
         cos[..., :half] = cos[..., half:] = np.cos(angles)
         sin[..., half:] = np.sin(angles)
         np.negative(sin[..., half:], out=sin[..., :half])
 
-    def _fill_mask(self, mask: Array, theirs: npt.NDArray[np.int64], mine: npt.NDArray[np.int64]) -> None:
-        """Opens `mask` `[n, m]` where token `mine[i]` may see the token at absolute position `theirs[j]`."""
-        age = mine[:, None] - theirs[None, :]
-        kept = theirs < self.config.sinks
-        mask[(theirs != EMPTY) & (age >= 0) & (kept | (age < self.config.ring))] = 0
+    def _visible(self, oldest: Positions) -> npt.NDArray[np.bool_]:
+        """The slots that tokens see, `[n, slots]`, if `oldest` `[n]` are the first positions they see in the ring."""
+        visible = self.slot_positions >= oldest[:, None]
+        kept = self.config.kept
+        visible[:, :kept] = self.slot_positions[:kept] != EMPTY
+        return visible
 
     def store(self, keys: Array, values: Array, count: int) -> None:
         """Puts the last `count` of a graph's new keys and values, `[layers, kv_heads, N, head_dim]`, in their slots."""
@@ -123,10 +179,34 @@ class SinkCache:
             self.values[:, :, slots] = values[:, :, -count:]
         self.slot_positions[slots] = positions
         self.position += count
+        if self._pictures and self._pictures[0].start + self.config.ring == self.position:
+            self._evict(self._pictures.popleft())
 
-    def reset(self) -> None:
-        """Forgets everything."""
-        self.keys.fill(0)  # a NaN would outlive its story: masked, it is still multiplied, and 0 * NaN is NaN
-        self.values.fill(0)
-        self.slot_positions.fill(EMPTY)
-        self.position = 0
+    def _evict(self, picture: range) -> None:
+        """A picture leaves the ring; its anchors are promoted if the policy has a place for them."""
+        self.tail = picture.stop
+        group = self._next_group()
+        if group is None:
+            return
+        config = self.config
+        anchors = np.array([*picture[: config.picture_begin], *picture[len(picture) - config.picture_end :]])
+        slots = config.sinks + group * len(anchors) + np.arange(len(anchors))
+        old = self.slots_of(anchors)
+        self.keys[:, :, slots] = self._turned(self.keys[:, :, old], slots - anchors)
+        self.values[:, :, slots] = self.values[:, :, old]
+        self.slot_positions[slots] = anchors
+        self._groups.append(group)
+
+    def _next_group(self) -> int | None:
+        """The group of slots for one more picture's anchors; None if the newcomer itself is the one to go."""
+        if len(self._groups) < self.config.pictures:
+            return len(self._groups)
+        leaves = 1 if self.config.picture_eviction == FIRST_AND_LAST else 0
+        return self._groups.pop(leaves) if leaves < len(self._groups) else None
+
+    def _turned(self, keys: Array, by: Positions) -> npt.NDArray[np.float32]:
+        """Keys `[layers, kv_heads, n, head_dim]`, rotated by so many positions `[n]` more, in float64."""
+        angles = by[:, None] * self._frequencies
+        left, right = np.split(keys.astype(np.float64), 2, axis=-1)
+        cos, sin = np.cos(angles), np.sin(angles)
+        return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(np.float32)

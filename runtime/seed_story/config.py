@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from seed_story.errors import ConfigError
@@ -357,24 +357,40 @@ def _rope_scaling(rope: dict[str, Any], max_position: int) -> RopeScaling | None
     return made
 
 
+WINDOW, TEXT_SINK, MULTIMODAL_SINK = POLICIES = ("window", "text-sink", "multimodal-sink")
+"""What a cache keeps beside the newest tokens: nothing, the story's first tokens, or these and pictures' anchors."""
+
+OLDEST, FIRST_AND_LAST = PICTURE_EVICTIONS = ("oldest", "first-and-last")
+"""Whose anchors go when there is no room for more: the oldest picture's, or the oldest's but never the first's."""
+
+
 @dataclass(frozen=True)
 class CacheConfig(_Config):
-    """The geometry of the cache: slots are `[text sinks | picture anchors | ring]`.
+    """The geometry of the cache, `[text sinks | picture anchors | ring]`, and which pictures it remembers.
 
     Args:
         slots: all of them, fixed for ever.
         sinks: the first tokens of the story, kept for ever (StreamingLLM, arXiv 2309.17453).
         anchors: kept for picture tokens that left the ring (SEED-Story, arXiv 2407.08683); 0 for none.
+        picture_begin, picture_end: how many of a picture's first and last tokens become its anchors.
+        picture_eviction: one of `PICTURE_EVICTIONS`.
     """
 
     slots: int = 512
     sinks: int = 4
     anchors: int = 0
+    picture_begin: int = 2
+    picture_end: int = 4
+    picture_eviction: str = OLDEST
 
     def __post_init__(self) -> None:
-        _require(self.sinks >= 0 and self.anchors >= 0, "a region of the cache is negative",
-                 (self.sinks, self.anchors), "0 or more")  # fmt: skip
+        regions = (self.sinks, self.anchors, self.picture_begin, self.picture_end)
+        _require(min(regions) >= 0, "a region of the cache is negative", regions, "0 or more")
         _require(self.ring >= 1, "the cache has no room for a ring", self.slots, f"more than {self.kept} slots")
+        _require(self.anchors % max(1, self.picture_anchors) == 0, "the anchors are no whole number of pictures",
+                 self.anchors, f"a multiple of {self.picture_anchors}")  # fmt: skip
+        _require(self.picture_eviction in PICTURE_EVICTIONS, "the picture eviction isn't known",
+                 self.picture_eviction, " or ".join(PICTURE_EVICTIONS))  # fmt: skip
 
     @property
     def kept(self) -> int:
@@ -386,10 +402,66 @@ class CacheConfig(_Config):
         """Slots of the ring, which holds the newest tokens."""
         return self.slots - self.kept
 
+    @property
+    def picture_anchors(self) -> int:
+        """Anchors of one picture."""
+        return self.picture_begin + self.picture_end
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that the anchors' place has room for."""
+        return self.anchors // self.picture_anchors if self.picture_anchors else 0
+
+    @property
+    def policy(self) -> str:
+        """Which of `POLICIES` this geometry is."""
+        if self.pictures:
+            return MULTIMODAL_SINK
+        return TEXT_SINK if self.sinks else WINDOW
+
+    def under(self, policy: str, **changes: Any) -> Self:
+        """Another policy in the same slots.
+
+        Args:
+            policy: one of `POLICIES`. What it needs and this cache lacks is added: the default sinks, and anchors
+                for an eighth of the slots.
+            changes: fields that shall be otherwise, for example `picture_eviction="first-and-last"`.
+
+        Raises:
+            ConfigError: there is no such policy, or a geometry that isn't possible, or isn't of this policy.
+        """
+        _require(policy in POLICIES, "the cache policy isn't known", policy, " or ".join(POLICIES))
+        if policy != MULTIMODAL_SINK:
+            changes = {"sinks": (self.sinks or type(self).sinks) if policy == TEXT_SINK else 0, "anchors": 0, **changes}
+        elif not self.pictures:
+            begin, end = (changes.get(name, getattr(type(self), name)) for name in ("picture_begin", "picture_end"))
+            some = max(1, self.slots // 8 // max(1, begin + end)) * (begin + end)
+            changes = {"picture_begin": begin, "picture_end": end, "anchors": some, **changes}
+        made = replace(self, **changes)
+        _require(made.policy == policy, "the changes make it another policy", made.policy, policy)
+        return made
+
+    def check_picture(self, tokens: int) -> None:
+        """Whether pictures of so many tokens, the two around it included, fit this geometry.
+
+        Raises:
+            ConfigError: a picture has fewer tokens than anchors, or more than the ring has slots.
+        """
+        if self.pictures:
+            _require(self.picture_anchors <= tokens <= self.ring, "pictures don't fit the cache",
+                     f"{tokens} tokens each", f"{self.picture_anchors} anchors to {self.ring} ring slots")  # fmt: skip
+
     @classmethod
     def tiny(cls) -> Self:
         """For tests: wraps after a dozen tokens."""
         return cls(slots=12, sinks=2)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; a bundle from before there were picture anchors has none."""
+        if set(values) == {"slots", "sinks", "anchors"}:
+            values = {**values, "picture_begin": 0, "picture_end": 0, "picture_eviction": OLDEST}
+        return super().from_dict(values)
 
 
 @dataclass(frozen=True)

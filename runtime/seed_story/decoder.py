@@ -68,17 +68,27 @@ class Decoder:
             row[:] = self._embed.outputs["embeddings"][0]
         return rows
 
-    def feed(self, embeddings: Array) -> Array:
+    def feed(self, embeddings: Array, pictures: Sequence[range] = ()) -> Array:
         """Continues the sequence by `embeddings`, float32 `[n, hidden]`, n >= 1.
+
+        Args:
+            pictures: which rows are pictures, oldest first, the two tokens around each included.
 
         Returns:
             The logits after the last one, float32 `[vocab]`: a view that the next call overwrites.
 
         Raises:
-            UsageError: there are no embeddings.
+            UsageError: there are no embeddings, or pictures elsewhere.
+            ConfigError: a picture doesn't fit the cache.
         """
         if not len(embeddings):
             raise UsageError("there is nothing to feed", got=embeddings.shape, expected="at least one embedding")
+        if pictures and pictures[-1].stop > len(embeddings):
+            raise UsageError("a picture isn't among the embeddings", got=pictures[-1],
+                             expected=f"rows below {len(embeddings)}")  # fmt: skip
+        begin = self.cache.position
+        for rows in pictures:
+            self.cache.expect_picture(range(begin + rows.start, begin + rows.stop))
         while len(embeddings):
             size, count = next_chunk(len(embeddings), self.sizes, self.cache.max_chunk)
             logits = self._step(self._steps[size], embeddings[:count])

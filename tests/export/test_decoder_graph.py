@@ -22,7 +22,7 @@ Open = Callable[..., Decoder]
 GEOMETRIES = [
     ("gqa", CacheConfig(12, 2)),
     ("gqa", CacheConfig(12, 0)),
-    ("gqa", CacheConfig(12, 2, 3)),  # anchors that nobody fills must change nothing
+    ("gqa", CacheConfig(12, 2, 3, 1, 2)),  # anchors that nobody fills must change nothing
     ("gqa", CacheConfig(12, 9)),  # a ring smaller than every prefill
     ("gqa", CacheConfig(12, 11)),  # a ring of one
     ("mha", CacheConfig(20, 4)),

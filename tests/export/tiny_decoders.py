@@ -15,7 +15,7 @@ from model.sources.random import random_llama
 from seed_story.backends import open_graph
 from seed_story.config import CacheConfig, LlamaConfig, RopeScaling
 from seed_story.decoder import Decoder
-from tests.reference.streaming_llama import StreamingLlama
+from tests.reference.streaming_llama import Gallery, StreamingLlama
 
 SIZES = (4, 8)
 """N of the prefill graphs, beside decode's 1."""
@@ -65,6 +65,11 @@ def loud_llama(config: LlamaConfig, seed: int = 0) -> dict[str, npt.NDArray[np.f
     return made
 
 
+def gallery_of(cache: CacheConfig) -> Gallery:
+    """What the reference keeps of pictures when the cache has this geometry."""
+    return Gallery(cache.pictures, cache.picture_begin, cache.picture_end, cache.picture_eviction == "first-and-last")
+
+
 @dataclass(frozen=True)
 class TinyDecoder:
     """A decoder on disk and all that went into it."""
@@ -81,7 +86,7 @@ class TinyDecoder:
 
     def reference(self, cache: CacheConfig) -> StreamingLlama:
         """The same model by other means."""
-        return StreamingLlama(self.config, self.weights, cache.sinks, cache.ring)
+        return StreamingLlama(self.config, self.weights, cache.sinks, cache.ring, gallery_of(cache))
 
     def embeddings(self, count: int, seed: int = 1) -> npt.NDArray[np.float32]:
         """Random, and of no token: as a picture's are."""

@@ -16,7 +16,7 @@ from tests.reference.streaming_llama import StreamingLlama
 CACHES = [
     CacheConfig(12, 2),
     CacheConfig(12, 0),
-    CacheConfig(12, 2, 3),
+    CacheConfig(12, 2, 3, 1, 2),
     CacheConfig(12, 11),
     CacheConfig(5, 4),
     CacheConfig(20, 4),

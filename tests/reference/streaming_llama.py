@@ -1,15 +1,17 @@
 """StreamingLLM on LLaMA, as slowly and plainly as possible, in float64: what the decoder is measured against.
 
 It keeps the un-rotated key and the value of EVERY token for ever. At every token it gathers those that
-StreamingLLM (arXiv 2309.17453, section 3.2) keeps, the sinks and the newest ones, gives them the positions 0
-to m - 1 which they have inside the cache, rotates all keys anew, and attends. No ring, no slots, no mask, no
-absolute positions, and no code of this project but the class that holds the sizes.
+StreamingLLM (arXiv 2309.17453, section 3.2) keeps, the sinks and the newest ones, and between them those that
+SEED-Story (arXiv 2407.08683, section 3.3) keeps of the pictures that left; gives them the positions 0 to m - 1 which
+they have inside the cache, rotates all keys anew, and attends. No ring, no slots, no mask, no absolute positions, no
+state but the tokens, and no code of this project but the class that holds the sizes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,58 @@ def frequencies(config: LlamaConfig) -> Array:
     return np.array(scaled)
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """What is kept of pictures that left.
+
+    Args:
+        room: for how many pictures.
+        begin, end: how many of a picture's first and last tokens.
+        keep_first: whether the first picture never gives up its place.
+    """
+
+    room: int
+    begin: int
+    end: int
+    keep_first: bool = False
+
+    def hang(self, gone: Sequence[range]) -> list[range]:
+        """The pictures on the wall, from left to right, after these left one after the other."""
+        wall: list[range] = []
+        for picture in gone:
+            if len(wall) < self.room:
+                wall.append(picture)
+            elif old := sorted(wall, key=lambda p: p.start)[self.keep_first :]:
+                wall[wall.index(old[0])] = picture
+        return wall
+
+
+NO_GALLERY = Gallery(0, 0, 0)
+
+
+def seen(
+    token: int, sinks: int, newest: int, pictures: Sequence[range] = (), gallery: Gallery = NO_GALLERY
+) -> list[int]:
+    """The tokens that `token` looks at, in the order of their positions inside the cache.
+
+    Args:
+        sinks: how many first tokens every token sees.
+        newest: how many of the other tokens it sees at most, itself included.
+        pictures: the tokens of each picture of the story. It is gone, all of it at once, when the first of its tokens
+            that is no sink isn't among the newest.
+    """
+    everything = range(token + 1)
+    others = everything[sinks:]
+    others = others[max(0, len(others) - newest) :]
+    if not gallery.room:
+        return [*everything[:sinks], *others]
+    pictures = [range(max(p.start, sinks), p.stop) for p in pictures]
+    gone = [p for p in pictures if len(p) >= gallery.begin + gallery.end and others and p.start < others.start]
+    anchors = [t for p in gallery.hang(gone) for t in (*p[: gallery.begin], *p[len(p) - gallery.end :])]
+    last_gone = max((p.stop for p in gone), default=0)
+    return [*everything[:sinks], *anchors, *(t for t in others if t >= last_gone)]
+
+
 class StreamingLlama:
     """A LLaMA that tells for ever.
 
@@ -51,25 +105,31 @@ class StreamingLlama:
         weights: in the names of `transformers.LlamaForCausalLM`.
         sinks: how many first tokens every token sees.
         newest: how many of the other tokens it sees, itself included.
+        gallery: what it keeps of pictures.
 
     Attributes:
+        pictures: the tokens of each picture; add each before the first of its tokens is told.
         keys, values: by layer, by token: `[kv_heads, head_dim]`; keys are not rotated.
     """
 
     def __init__(
-        self, config: LlamaConfig, weights: Mapping[str, npt.NDArray[np.float32]], sinks: int, newest: int
+        self,
+        config: LlamaConfig,
+        weights: Mapping[str, npt.NDArray[np.float32]],
+        sinks: int,
+        newest: int,
+        gallery: Gallery = NO_GALLERY,
     ) -> None:
-        self.config, self.sinks, self.newest = config, sinks, newest
+        self.config, self.sinks, self.newest, self.gallery = config, sinks, newest, gallery
+        self.pictures: list[range] = []
         self.weights = {name: np.asarray(weight, np.float64) for name, weight in weights.items()}
         self.keys: list[list[Array]] = [[] for _ in range(config.num_layers)]
         self.values: list[list[Array]] = [[] for _ in range(config.num_layers)]
         self._frequencies = frequencies(config)
 
     def seen(self, token: int) -> list[int]:
-        """The tokens that `token` looks at, oldest first."""
-        everything = range(token + 1)
-        others = everything[self.sinks :]
-        return [*everything[: self.sinks], *others[max(0, len(others) - self.newest) :]]
+        """The tokens that `token` looks at, in their order inside the cache."""
+        return seen(token, self.sinks, self.newest, self.pictures, self.gallery)
 
     def rotate(self, x: Array, position: int) -> Array:
         """Turns channel i together with channel i + d/2: the real and the imaginary part of one number."""

@@ -57,7 +57,7 @@ def visible(config: CacheConfig, token: int) -> list[int]:
 
 
 geometries = st.builds(
-    lambda sinks, anchors, ring: CacheConfig(sinks + anchors + ring, sinks, anchors),
+    lambda sinks, anchors, ring: CacheConfig(sinks + anchors + ring, sinks, anchors, 0, anchors),
     st.integers(0, 4),
     st.integers(0, 3),
     st.integers(1, 7),

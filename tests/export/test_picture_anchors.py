@@ -1,0 +1,166 @@
+"""The exported decoder far past its cache with pictures in the story, under every policy, against the plain reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from seed_story.backends.base import Array
+from seed_story.cache import EMPTY
+from seed_story.config import CacheConfig
+from seed_story.decoder import Decoder
+from tests.compare import assert_close
+from tests.export.tiny_decoders import TinyDecoder
+from tests.reference.streaming_llama import StreamingLlama
+
+Tiny = Callable[[str], TinyDecoder]
+Open = Callable[..., Decoder]
+
+ANCHORS = CacheConfig(12, 1, 4, 1, 1)  # two pictures of two anchors, and a ring of seven
+FIRST_AND_LAST = CacheConfig(12, 1, 4, 1, 1, "first-and-last")
+CACHES = {
+    "window": ("gqa", ANCHORS.under("window"), 4),
+    "text-sink": ("gqa", ANCHORS.under("text-sink"), 4),
+    "oldest": ("gqa", ANCHORS, 4),
+    "first-and-last": ("gqa", FIRST_AND_LAST, 4),
+    "more-at-the-end": ("mha", CacheConfig(20, 2, 6, 1, 2), 5),
+    "a-ring-of-one-picture": ("mqa", CacheConfig(10, 1, 4, 0, 2), 5),
+    "one-picture-for-ever": ("mqa", CacheConfig(10, 0, 2, 1, 1, "first-and-last"), 3),
+}
+"""The decoder, its cache, and the tokens of a picture."""
+
+
+@dataclass(frozen=True)
+class Tale:
+    """A story of which every other stretch is a picture.
+
+    Args:
+        rows: float32 `[n, hidden]`.
+        pictures: the rows of each.
+    """
+
+    rows: Array
+    pictures: list[range]
+
+
+def tale(tiny: TinyDecoder, cache: CacheConfig, size: int) -> Tale:
+    """More than five turns of the ring and at least eight pictures; the stretches of text are 0 to 9 tokens long."""
+    random = np.random.default_rng(2)
+    pictures: list[range] = []
+    end = int(random.integers(0, 4))
+    while len(pictures) < 8 or end < cache.slots + 5 * cache.ring:
+        pictures.append(range(end, end + size))
+        end += size + int(random.integers(0, 10))
+    return Tale(tiny.embeddings(end + 3), pictures)
+
+
+def reference_of(tiny: TinyDecoder, cache: CacheConfig, story: Tale) -> StreamingLlama:
+    reference = tiny.reference(cache)
+    reference.pictures = story.pictures
+    return reference
+
+
+def feed_in(decoder: Decoder, story: Tale, ends: list[int]) -> list[Array]:
+    """The logits after each chunk; a picture stays in one."""
+    logits = []
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        pictures = [range(p.start - begin, p.stop - begin) for p in story.pictures if begin <= p.start < end]
+        logits.append(decoder.feed(story.rows[begin:end], pictures).copy())
+    return logits
+
+
+def token_by_token(decoder: Decoder, story: Tale) -> list[Array]:
+    """The logits after every token."""
+    for picture in story.pictures:
+        decoder.cache.expect_picture(picture)
+    return [decoder.feed(row[None]).copy() for row in story.rows]
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_every_token_of_a_long_story_with_pictures(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None:
+    """Logits of each token, one by one; then of chunks that begin and end anywhere but inside a picture."""
+    variant, cache, size = CACHES[name]
+    tiny = tiny_decoder(variant)
+    story = tale(tiny, cache, size)
+    assert len(story.rows) > 5 * cache.ring
+    assert len(story.pictures) >= 6
+    expected = reference_of(tiny, cache, story).feed(story.rows)
+    singles = token_by_token(open_decoder(tiny, cache), story)
+    assert_close(np.stack(singles), expected, "decoder_graph")
+
+    random = np.random.default_rng(1)
+    inside = {t for p in story.pictures for t in p[1:]}
+    cuts = [t for t in range(1, len(story.rows)) if t not in inside and random.random() < 0.2]
+    ends = [*cuts, len(story.rows)]
+    for got, end in zip(feed_in(open_decoder(tiny, cache), story, ends), ends, strict=True):
+        assert_close(got, expected[end - 1], "decoder_graph")
+
+
+@pytest.mark.parametrize("name", ["oldest", "first-and-last", "more-at-the-end"])
+def test_slot_by_slot(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None:
+    """Each anchor's key is its un-rotated key turned to its slot's index, its value a copy."""
+    variant, cache, size = CACHES[name]
+    tiny = tiny_decoder(variant)
+    story = tale(tiny, cache, size)
+    reference = reference_of(tiny, cache, story)
+    reference.feed(story.rows)
+    decoder = open_decoder(tiny, cache)
+    feed_in(decoder, story, [len(story.rows)])
+    held = reference.seen(len(story.rows))[: cache.kept]  # as the next token would see it
+    assert decoder.cache.slot_positions[: cache.kept].tolist() == held
+    for slot, token in enumerate(held):
+        for layer in range(tiny.config.num_layers):
+            key, value = (array[layer, :, slot] for array in (decoder.cache.keys, decoder.cache.values))
+            assert_close(key, reference.rotate(reference.keys[layer][token], slot), "decoder_graph")
+            assert_close(value, reference.values[layer][token], "decoder_graph")
+
+
+def test_policies_tell_different_stories(tiny_decoder: Tiny) -> None:
+    """And so does each detail of them: none of the tests above could pass with another's."""
+    tiny = tiny_decoder("gqa")
+    story = tale(tiny, ANCHORS, 4)
+    others = [ANCHORS.under("window"), ANCHORS.under("text-sink"), FIRST_AND_LAST, CacheConfig(12, 1, 4, 0, 2)]
+    oldest, *rest = (reference_of(tiny, cache, story).feed(story.rows) for cache in (ANCHORS, *others))
+    for other in rest:
+        assert np.abs(other[-1] - oldest[-1]).max() > 1e-3 * np.abs(oldest[-1]).max()
+
+
+@pytest.mark.parametrize("cache", [ANCHORS, FIRST_AND_LAST], ids=["oldest", "first-and-last"])
+def test_anchors_are_read(tiny_decoder: Tiny, open_decoder: Open, cache: CacheConfig) -> None:
+    """Without them the next token's logits differ, by exactly what the reference says."""
+    tiny = tiny_decoder("gqa")
+    story = tale(tiny, cache, 4)
+    decoder, reference = open_decoder(tiny, cache), reference_of(tiny, cache, story)
+    feed_in(decoder, story, [len(story.rows) - 1])
+    honest = reference.feed(story.rows)
+    region = slice(cache.sinks, cache.kept)
+    anchors = decoder.cache.slot_positions[region].copy()
+    assert (anchors != EMPTY).all()
+    decoder.cache.values[:, :, region] = 0
+    without = decoder.feed(story.rows[-1:]).copy()
+    assert np.abs(without - honest[-1]).max() > 1e-2 * np.abs(honest[-1]).max()
+    for layer in range(tiny.config.num_layers):
+        del reference.keys[layer][-1], reference.values[layer][-1]
+        for token in anchors:
+            reference.values[layer][token][:] = 0
+    assert_close(without, reference.step(story.rows[-1]), "decoder_graph")
+
+
+def test_nothing_grows_and_reset_changes_the_policy(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    """One decoder, one memory, every policy: bit by bit what a decoder opened with it computes."""
+    tiny = tiny_decoder("gqa")
+    decoder = open_decoder(tiny, ANCHORS)
+    story = tale(tiny, ANCHORS, 4)
+    arrays = [decoder.cache.keys, decoder.cache.values, decoder.cache.region, decoder.cache.slot_positions]
+    before = [(array.ctypes.data, array.nbytes) for array in arrays]
+    for policy in ("window", "multimodal-sink", "text-sink"):
+        cache = ANCHORS.under(policy)
+        decoder.cache.reset(cache)
+        (got,) = feed_in(decoder, story, [len(story.rows)])
+        (fresh,) = feed_in(open_decoder(tiny, cache), story, [len(story.rows)])
+        np.testing.assert_array_equal(got, fresh)
+    arrays = [decoder.cache.keys, decoder.cache.values, decoder.cache.region, decoder.cache.slot_positions]
+    assert [(array.ctypes.data, array.nbytes) for array in arrays] == before

@@ -1,0 +1,166 @@
+"""Any mix of pictures, prompts and generation through the decoder loop, against what should be visible, told by rule.
+
+The graph is a fake that computes nothing: it notes what each row of a chunk may look at and at which distance, from
+the very inputs that a real one reads. A value is its token's number, and a key the rotation that the token was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from seed_story.backends.base import Array
+from seed_story.config import PICTURE_EVICTIONS, CacheConfig, LlamaConfig
+from seed_story.contract import EMBED, MASKED, Signature
+from seed_story.decoder import Decoder
+from seed_story.errors import ConfigError, UsageError
+from tests.export.tiny_decoders import gallery_of
+from tests.reference.streaming_llama import seen
+
+LLAMA = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_layers=1, num_heads=1, num_kv_heads=1,
+                    head_dim=4, rope_theta=1e12)  # fmt: skip
+TURN = 1e-6  # radians that the slower pair of channels turns a token: never once around, in these stories
+
+
+class Recorder:
+    """A signature whose `run` notes what each token of the chunk sees, far to near: tokens and distances."""
+
+    def __init__(self, signature: Signature, memory: Mapping[str, Array], log: list[tuple[Array, Array]]) -> None:
+        self.inputs = {s.name: memory.get(s.name, np.zeros(s.shape, s.dtype)) for s in signature.inputs}
+        self.outputs = {s.name: np.zeros(s.shape, s.dtype) for s in signature.outputs}
+        self._log = log
+
+    def run(self) -> None:
+        if "mask" not in self.inputs:
+            return
+        cos, sin, mask = (self.inputs[name] for name in ("cos", "sin", "mask"))
+        tokens = self.inputs["embeddings"][:, 0]
+        new, old = self.outputs["k"][0, 0], self.inputs["kv_cache_k_0"][0]
+        new[:, 1], new[:, 3] = cos[:, 0, 1], sin[:, 0, 3]
+        self.outputs["v"][0, 0, :, 0] = tokens
+        whose = np.concatenate([self.inputs["kv_cache_v_0"][0, :, 0], tokens])
+        keys = np.concatenate([old, new])
+        ring, kept = self.inputs["region"]
+        np.testing.assert_array_equal(ring + kept, 1)
+        rotation = np.concatenate([kept, np.zeros(len(tokens))]).astype(int)  # of the query, for each key
+        places = np.arctan2(sin[:, :, 3], cos[:, :, 3]) / TURN
+        distances = places[:, rotation] - np.arctan2(keys[:, 3], keys[:, 1]) / TURN
+        for open_, row in zip(mask == 0, distances, strict=True):
+            if open_.any():  # else padding
+                order = np.argsort(-row[open_])
+                self._log.append((whose[open_][order], row[open_][order]))
+        assert ((mask == 0) | (mask == np.float32(MASKED))).all()
+
+
+class FakeGraph:
+    def __init__(self) -> None:
+        self.log: list[tuple[Array, Array]] = []
+
+    def bind(self, signature: Signature, memory: Mapping[str, Array] | None = None) -> Recorder:
+        assert signature.name == EMBED or memory
+        return Recorder(signature, memory or {}, self.log)
+
+    def close(self) -> None:
+        pass
+
+
+def follow(config: CacheConfig, sizes: Sequence[int], feeds: Sequence[Sequence[tuple[str, int]]]) -> int:
+    """Feeds a story of `("text", n)` and `("picture", n)`, a list a call; checks every token. Gives their number."""
+    graph = FakeGraph()
+    decoder = Decoder(graph, LLAMA, config, sizes)
+    pictures: list[range] = []
+    told = 0
+    for parts in feeds:
+        begin, mine = told, []
+        for kind, count in parts:
+            if kind == "picture":
+                mine.append(range(told - begin, told - begin + count))
+                pictures.append(range(told, told + count))
+            told += count
+        rows = np.zeros((told - begin, LLAMA.hidden_size), np.float32)
+        rows[:, 0] = np.arange(begin, told)
+        decoder.feed(rows, mine)
+        assert decoder.cache.position == told
+    assert len(graph.log) == told, "every token goes through the graph once"
+    for token, (got, distances) in enumerate(graph.log):
+        expected = seen(token, config.sinks, config.ring, pictures, gallery_of(config))
+        assert len(expected) <= config.slots
+        assert got.tolist() == expected, f"what token {token} sees"
+        exact = np.arange(len(expected))[::-1]
+        assert np.abs(distances - exact).max() < 0.1, f"from where token {token} sees it"
+    return told
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> tuple[CacheConfig, int]:
+    """A cache, and the tokens of a picture that fits it."""
+    begin, end, room = draw(st.integers(0, 3)), draw(st.integers(0, 4)), draw(st.integers(0, 4))
+    size = draw(st.integers(max(2, begin + end), 10))
+    ring, sinks = draw(st.integers(size, 24)), draw(st.integers(0, 5))
+    anchors = room * (begin + end)
+    eviction = draw(st.sampled_from(PICTURE_EVICTIONS))
+    return CacheConfig(sinks + anchors + ring, sinks, anchors, begin, end, eviction), size
+
+
+part = st.one_of(st.just(("picture", 0)), st.tuples(st.just("text"), st.integers(1, 40)))
+call = st.one_of(st.lists(part, min_size=1, max_size=4), st.just([("text", 1)]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(geometries(), st.sampled_from([(4, 8), (16, 64, 128), ()]), st.lists(call, min_size=1, max_size=8))
+@example((CacheConfig(20, 2, 6, 1, 2), 5), (4, 8), [[("picture", 0)] * 12, [("text", 40)]])  # nothing but pictures
+@example((CacheConfig(20, 9, 6, 1, 2), 5), (4, 8), [[("text", 6), ("picture", 0)], [("text", 90)]])  # among the sinks
+@example((CacheConfig(20, 2, 3, 1, 2, "first-and-last"), 5), (4, 8), [[("picture", 0), ("text", 9)] * 5])
+@example((CacheConfig(13, 2, 6, 1, 2), 5), (4, 8), [[("picture", 0), ("text", 1)] * 9])  # the ring holds one picture
+def test_every_token_sees_what_it_should(
+    geometry: tuple[CacheConfig, int], sizes: tuple[int, ...], calls: list[list[tuple[str, int]]]
+) -> None:
+    config, size = geometry
+    follow(config, sizes, [[(kind, count or size) for kind, count in parts] for parts in calls])
+
+
+@pytest.mark.parametrize("eviction", PICTURE_EVICTIONS)
+def test_the_default_geometry_for_many_turns_of_its_ring(eviction: str) -> None:
+    """18 tokens a picture, prompts longer than the cache, and single tokens for more than a turn of the ring."""
+    config = CacheConfig().under("multimodal-sink", picture_eviction=eviction)
+    assert (config.slots, config.sinks, config.pictures, config.picture_anchors) == (512, 4, 10, 6)
+    page = [[("picture", 18), ("text", 70)], *[[("text", 1)]] * 40]
+    long = [
+        [("text", 1300)],
+        [("picture", 18)] * 20,
+        [("text", 1), ("picture", 18), ("text", 600)],
+        *[[("text", 1)]] * 99,
+    ]
+    assert follow(config, (16, 64, 128), [*page * 8, *long]) > 5 * config.ring
+
+
+def test_tokens_leave_a_chunk_at_a_time_where_no_picture_is_pushed_out() -> None:
+    """A picture costs one cut, when it leaves, and no more: the graphs are as busy as without it."""
+    graph = FakeGraph()
+    decoder = Decoder(graph, LLAMA, CacheConfig(60, 2, 6, 2, 4), (16,))
+    calls: list[int] = []
+    step = decoder._step
+    decoder._step = lambda g, rows: (calls.append(len(rows)), step(g, rows))[1]  # type: ignore[method-assign,assignment]
+    decoder.feed(np.zeros((10 + 18 + 172, 4), np.float32), [range(10, 28)])
+    assert sum(calls) == 200
+    assert len(calls) == -(-62 // 16) + -(-138 // 16)  # it leaves when 10 + the ring's 52 tokens are read
+
+
+@pytest.mark.parametrize("rows", [range(3, 7), range(8, 14)])
+def test_a_picture_elsewhere_is_refused(rows: range) -> None:
+    decoder = Decoder(FakeGraph(), LLAMA, CacheConfig(30, 2, 6, 1, 2), (4,))
+    decoder.feed(np.zeros((9, 4), np.float32), [range(0, 5)])
+    with pytest.raises(UsageError, match="picture"):
+        decoder.feed(np.zeros((12, 4), np.float32), [range(2, 8), rows, range(9, 14)])
+
+
+@pytest.mark.parametrize("tokens", [2, 23])
+def test_a_picture_that_does_not_fit_is_refused(tokens: int) -> None:
+    decoder = Decoder(FakeGraph(), LLAMA, CacheConfig(30, 2, 6, 1, 2), (4,))
+    with pytest.raises(ConfigError, match="3 anchors to 22 ring slots"):
+        decoder.feed(np.zeros((40, 4), np.float32), [range(0, tokens)])
+    assert decoder.cache.position == 0
