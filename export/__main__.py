@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seed_story.config import CacheConfig
+from seed_story.config import MULTIMODAL_SINK, PICTURE_EVICTIONS, POLICIES, CacheConfig
 from seed_story.contract import PREFILL_SIZES
 from seed_story.errors import SeedStoryError
 from seed_story.quiet import quiet_stderr
@@ -35,6 +35,9 @@ def _run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe)  # before the seconds that TensorFlow takes
     cache = CacheConfig(slots=args.slots, sinks=args.sinks)
+    if args.policy:
+        changes = {"picture_eviction": args.picture_eviction} if args.policy == MULTIMODAL_SINK else {}
+        cache = cache.under(args.policy, **changes)
     with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
         import tensorflow as tf
 
@@ -61,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("build/story"), help="the bundle's folder")
     parser.add_argument("--slots", type=int, default=512, help="slots of the cache (default: %(default)s)")
     parser.add_argument("--sinks", type=int, default=4, help="of these, attention sinks (default: %(default)s)")
+    parser.add_argument(
+        "--policy", choices=POLICIES, help="what the cache keeps (default: text-sink; a session may change it)"
+    )
+    parser.add_argument("--picture-eviction", choices=PICTURE_EVICTIONS, default=PICTURE_EVICTIONS[0],
+                        help="with multimodal-sink, whose anchors make room (default: %(default)s)")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="+", default=list(PREFILL_SIZES), metavar="N",
                         help="chunk sizes of the prefill graphs (default: 16 64 128)")  # fmt: skip
     return parser

@@ -67,10 +67,12 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
         out: the bundle's folder; replaced as a whole when it is a bundle already.
 
     Raises:
+        ConfigError: the model's pictures don't fit the cache.
         ParityError: a graph strays from the reference; nothing was written.
         ExportError: a graph can't be converted or quantized, or `out` can't be written.
     """
     options = options or ExportOptions()
+    options.cache.check_picture(source.model.config.picture_tokens)
     with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
         with tempfile.TemporaryDirectory(dir=part, prefix="work.") as work:
             try:

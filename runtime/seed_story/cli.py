@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from seed_story import __version__
+from seed_story.config import PICTURE_EVICTIONS, POLICIES
 from seed_story.errors import SeedStoryError
 from seed_story.output import note, prepare, silence
 
@@ -91,6 +92,9 @@ def _add_tell(parser: argparse.ArgumentParser) -> None:
         help="the same seed gives the same story on the same machine (default %(default)s)")  # fmt: skip
     add("--threads", metavar="N", type=whole(1), help="CPU threads (default: all cores, at most four)")
     add("--backend", metavar="NAME", default="litert", help="the inference engine (default %(default)s)")
+    add("--policy", choices=POLICIES, help="what the cache keeps when it is full (default: the bundle's)")
+    add("--picture-eviction", choices=PICTURE_EVICTIONS,
+        help="whose anchors go when there are too many pictures (default: the bundle's)")  # fmt: skip
     add("--stop", metavar="TEXT", action="append", default=[],
         help="end the story before this text; may be given several times")  # fmt: skip
     add("--greedy", action="store_true", help="the best token always: no chance, no penalty")
@@ -129,6 +133,8 @@ def _tell(args: argparse.Namespace) -> int:
         seed=args.seed,
         threads=args.threads,
         backend=args.backend,
+        policy=args.policy,
+        picture_eviction=args.picture_eviction,
         as_json=args.as_json,
     )
 

@@ -437,6 +437,7 @@ class CacheConfig(_Config):
             begin, end = (changes.get(name, getattr(type(self), name)) for name in ("picture_begin", "picture_end"))
             some = max(1, self.slots // 8 // max(1, begin + end)) * (begin + end)
             changes = {"picture_begin": begin, "picture_end": end, "anchors": some, **changes}
+            changes = {"sinks": self.sinks or type(self).sinks, **changes}
         made = replace(self, **changes)
         _require(made.policy == policy, "the changes make it another policy", made.policy, policy)
         return made
@@ -477,6 +478,11 @@ class StoryConfig(_Config):
                  self.qformer.vision_size, self.vision.hidden_size)  # fmt: skip
         _require(self.qformer.llm_size == self.llama.hidden_size, "the Q-Former writes another width",
                  self.qformer.llm_size, self.llama.hidden_size)  # fmt: skip
+
+    @property
+    def picture_tokens(self) -> int:
+        """What a picture takes in the decoder: its embeddings and the two tokens around them."""
+        return self.qformer.num_queries + 2
 
     @classmethod
     def tiny(cls) -> Self:

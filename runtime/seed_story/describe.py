@@ -116,7 +116,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "qformer_trained": manifest.qformer_trained,
         "bytes": sum(size for _, size in manifest.files.values()),
         "architecture": _architecture(manifest.story),
-        "cache": {**cache.to_dict(), "ring": cache.ring, "bytes": cache_bytes(manifest)},
+        "cache": {"policy": cache.policy, **cache.to_dict(), "ring": cache.ring, "bytes": cache_bytes(manifest)},
         "graphs": {
             graph: {
                 "bytes": manifest.files[graph_file(graph)][1],
@@ -149,14 +149,15 @@ def render(description: Mapping[str, Any]) -> str:
     more = f" and {len(tokens) - _MOST_TOKENS} more" if len(tokens) > _MOST_TOKENS else ""
     trained = "trained" if description["qformer_trained"] else "untrained: pictures don't influence the story yet"
     anchors = f" + {cache['anchors']} picture anchors" if cache["anchors"] else ""
+    policy = cache["policy"] + (f", {cache['picture_eviction']}" if cache["anchors"] else "")
     rows = [
         ("bundle", f"{description['name']}, {description['path']}"),
         ("files", f"{len(description['files'])}, {size_text(description['bytes'])}, all verified"),
         ("recipe", description["recipe"]),
         ("networks", "\n".join(_network(*item) for item in description["architecture"].items())),
         ("Q-Former", trained),
-        ("cache", f"{cache['slots']} slots = {cache['sinks']} sinks{anchors} + a ring of {cache['ring']}, "
-                  f"{size_text(cache['bytes'])} in memory"),
+        ("cache", f"{cache['slots']} slots = {cache['sinks']} sinks{anchors} + a ring of {cache['ring']} "
+                  f"({policy}), {size_text(cache['bytes'])} in memory"),
         ("graphs", "\n".join(_graph(*item) for item in description["graphs"].items())),
         ("opening", repr(prompt["opening"]) if prompt["opening"] else "none"),
         ("request", repr(prompt["request"]) if prompt["request"] else "none"),

@@ -109,19 +109,30 @@ class SEEDStory:
 
     @property
     def cache(self) -> CacheConfig:
-        """The geometry of the cache."""
+        """The geometry of the cache, as the bundle has it."""
         return self.bundle.manifest.cache
 
-    def begin(self, *, seed: int = 0, sampling: SamplingConfig | None = None) -> Story:
+    def begin(
+        self, *, seed: int = 0, sampling: SamplingConfig | None = None, policy: str | CacheConfig | None = None
+    ) -> Story:
         """Starts a story; the one before it ends.
 
         Args:
             seed: the same seed, pictures and text give the same story on the same machine.
             sampling: how tokens are chosen; by default `SamplingConfig()`.
+            policy: what the cache keeps when it is full: a name of `seed_story.config.POLICIES`, or a geometry of as
+                many slots, such as `model.cache.under("multimodal-sink", picture_eviction="first-and-last")`; by
+                default the bundle's.
+
+        Raises:
+            ConfigError: there is no such policy, or this model's pictures don't fit it.
+            UsageError: a geometry of another number of slots.
         """
+        cache = self.cache.under(policy) if isinstance(policy, str) else policy or self.cache
+        cache.check_picture(self.bundle.manifest.story.picture_tokens)
+        self.decoder.cache.reset(cache)
         if self._story is not None:
             self._story.ended = True
-        self.decoder.cache.reset()
         config = sampling or SamplingConfig()
         vocab_size = self.bundle.manifest.story.llama.vocab_size
         beyond = range(self.tokenizer.vocab_size, vocab_size)
@@ -181,6 +192,7 @@ class Story:
         self.finished = self.ended = False
         self.stats = StoryStats()
         self._pending: list[Array] = []
+        self._pictures: list[range] = []  # which rows of what is pending
         self._requested = False
         self._stream, self._stop = model.tokenizer.stream(), StopMatcher(sampler.config.stop)
         self._add_template(model.bundle.manifest.prompt.opening)
@@ -199,6 +211,8 @@ class Story:
         pixels = self._pixels(picture)
         begin, end = self._model._picture_ids
         embeddings = self._model.vision.embeddings(pixels)
+        first = sum(map(len, self._pending))
+        self._pictures.append(range(first, first + len(embeddings) + 2))
         self._add_ids([begin])
         self._pending.append(embeddings)
         self.stats.prompt_tokens += len(embeddings)
@@ -281,8 +295,8 @@ class Story:
             self._check_open()
             started = time.perf_counter()
             embeddings = np.concatenate(self._pending) if len(self._pending) > 1 else self._pending[0]
-            token_id = self._sampler.sample(self._model.decoder.feed(embeddings))
-            self._pending = [self._model.decoder.embed([token_id])]
+            token_id = self._sampler.sample(self._model.decoder.feed(embeddings, self._pictures))
+            self._pending, self._pictures = [self._model.decoder.embed([token_id])], []
             self.finished = token_id in self._model._end_ids
             if not self.finished:
                 self._sampler.accept(token_id)

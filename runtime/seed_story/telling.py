@@ -10,7 +10,8 @@ from typing import Any
 
 from seed_story import __version__
 from seed_story.bundle import Bundle, Manifest
-from seed_story.errors import PromptError, UsageError
+from seed_story.config import MULTIMODAL_SINK, CacheConfig
+from seed_story.errors import ConfigError, PromptError, UsageError
 from seed_story.image import load_and_preprocess_image
 from seed_story.measure import peak_rss_mib
 from seed_story.output import note, write, write_json
@@ -41,6 +42,23 @@ def sampling_config(*, greedy: bool, stop: Sequence[str], options: Mapping[str, 
     return SamplingConfig.greedy(no_repeat_ngram=ngram, stop=tuple(stop))
 
 
+def cache_config(cache: CacheConfig, policy: str | None, picture_eviction: str | None) -> CacheConfig:
+    """The bundle's cache as the command line wants it.
+
+    Raises:
+        UsageError: a policy that remembers no pictures, with a picture eviction; or one that this cache can't follow.
+    """
+    changes = {"picture_eviction": picture_eviction} if picture_eviction else {}
+    wanted = policy or cache.policy
+    if changes and wanted != MULTIMODAL_SINK:
+        raise UsageError("--picture-eviction needs pictures that are kept", got=f"the policy {wanted}",
+                         expected=f"--policy {MULTIMODAL_SINK}")  # fmt: skip
+    try:
+        return cache.under(wanted, **changes) if policy or changes else cache
+    except ConfigError as error:
+        raise UsageError(f"--policy {wanted} doesn't fit this bundle's cache", got=error) from error
+
+
 def prompt_from_stdin() -> str:
     """All of standard input, without the newline at its end.
 
@@ -65,11 +83,14 @@ def tell(
     backend: str,
     sampling: SamplingConfig,
     as_json: bool,
+    policy: str | None = None,
+    picture_eviction: str | None = None,
 ) -> int:
     """Tells one story: streamed to standard output, or as one JSON object.
 
     Args:
         images: picture files, shown to the model in this order, before the prompt.
+        policy, picture_eviction: what the cache keeps (see `CacheConfig`); by default as the bundle says.
 
     Returns:
         The exit code: 0, or `INTERRUPTED` when the user stopped the story.
@@ -79,13 +100,14 @@ def tell(
     """
     opened = Bundle.open(bundle)
     size = opened.manifest.story.vision.image_size
+    cache = cache_config(opened.manifest.cache, policy, picture_eviction)
     pictures = [load_and_preprocess_image(image, size) for image in images]
     with SEEDStory(opened, threads=threads, backend=backend) as model:
-        story = model.begin(seed=seed, sampling=sampling)
+        story = model.begin(seed=seed, sampling=sampling, policy=cache)
         for picture in pictures:
             story.add_picture(picture)
         story.add_text(prompt)
-        for line in notes(opened.manifest, pictures=len(pictures), prompt_tokens=story.stats.prompt_tokens):
+        for line in notes(opened.manifest, cache, pictures=len(pictures), prompt_tokens=story.stats.prompt_tokens):
             note(f"note: {line}")
         interrupted = _stream(story, max_tokens, (lambda _: None) if as_json else write)
         result = summary(model, story, seed=seed, interrupted=interrupted)
@@ -111,17 +133,17 @@ def _stream(story: Story, max_tokens: int, show: Callable[[str], None]) -> bool:
     return False
 
 
-def notes(manifest: Manifest, *, pictures: int, prompt_tokens: int) -> list[str]:
+def notes(manifest: Manifest, cache: CacheConfig, *, pictures: int, prompt_tokens: int) -> list[str]:
     """What the user should know before the story begins."""
     lines = []
     if pictures and not manifest.qformer_trained:
         lines.append("this bundle's Q-Former isn't trained: the picture doesn't influence the story yet.")
-    cache = manifest.cache
     room = cache.sinks + cache.ring
+    kept = f", and {cache.picture_anchors} of each of up to {cache.pictures} pictures" if cache.pictures else ""
     if prompt_tokens > room:
         lines.append(
             f"the beginning takes {prompt_tokens} tokens and the cache holds {room}: the model keeps "
-            f"the first {cache.sinks} and the newest {cache.ring}."
+            f"the first {cache.sinks} and the newest {cache.ring}{kept}."
         )
     return lines
 
@@ -141,6 +163,7 @@ def summary(model: SEEDStory, story: Story, *, seed: int, interrupted: bool) -> 
         "prefill_ms": stats.prefill_ms,
         "decode_ms": stats.decode_ms,
         "peak_rss_mib": peak_rss_mib(),
+        "cache": {"policy": model.decoder.cache.config.policy, **model.decoder.cache.config.to_dict()},
         "seed": seed,
         "threads": model.threads,
         "bundle": str(model.bundle.path),

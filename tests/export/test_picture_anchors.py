@@ -1,4 +1,4 @@
-"""The exported decoder far past its cache with pictures in the story, under every policy, against the plain reference."""
+"""The exported decoder past its cache, with pictures in the story, under every policy, against the plain reference."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import transformers
 from seed_story.backends.base import Array
 from tests.compare import assert_close
 from tests.export.tiny_decoders import VARIANTS, loud_llama
-from tests.reference.streaming_llama import StreamingLlama
+from tests.reference.streaming_llama import Gallery, StreamingLlama
 
 
 def hugging_face(name: str, layers: int | None = None) -> tuple[transformers.LlamaForCausalLM, dict[str, Array], Any]:
@@ -70,4 +70,29 @@ def test_reference_past_capacity_equals_a_fresh_start_on_what_is_kept(name: str)
         kept = np.concatenate([x[: min(2, token + 1)], x[max(2, token - 4) : token + 1]])
         with torch.no_grad():
             expected = theirs(inputs_embeds=torch.from_numpy(kept)[None]).logits[0, -1]
+        assert_close(ours[token], expected, "decoder_graph")
+
+
+A, B, C = PICTURES = [range(3, 6), range(8, 11), range(12, 15)]
+BY_HAND = {  # two sinks, the five newest, and of at most two pictures that left the first and the last token
+    7: [0, 1, *A, 6, 7],
+    8: [0, 1, 3, 5, 6, 7, 8],
+    12: [0, 1, 3, 5, *B, 11, 12],
+    13: [0, 1, 3, 5, 8, 10, 11, 12, 13],
+    16: [0, 1, 3, 5, 8, 10, *C, 15, 16],
+    17: [0, 1, 12, 14, 8, 10, 15, 16, 17],
+}
+
+
+@pytest.mark.parametrize(("keep_first", "last"), [(False, BY_HAND[17]), (True, [0, 1, 3, 5, 12, 14, 15, 16, 17])])
+def test_reference_with_pictures_equals_a_fresh_start_on_what_is_kept(keep_first: bool, last: list[int]) -> None:
+    theirs, weights, config = hugging_face("gqa", layers=1)
+    x = np.random.default_rng(3).normal(0, 0.5, (18, config.hidden_size)).astype(np.float32)
+    reference = StreamingLlama(config, weights, 2, 5, Gallery(2, 1, 1, keep_first))
+    reference.pictures = PICTURES
+    ours = reference.feed(x)
+    for token, kept in {**BY_HAND, 17: last}.items():
+        assert reference.seen(token) == kept
+        with torch.no_grad():
+            expected = theirs(inputs_embeds=torch.from_numpy(x[kept])[None]).logits[0, -1]
         assert_close(ours[token], expected, "decoder_graph")

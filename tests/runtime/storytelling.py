@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,17 @@ def told(story: Story, count: int) -> str:
 
 
 class Spy:
-    """Records every embedding that the decoder reads, in order."""
+    """Records every embedding that the decoder reads, in order, and which of them are pictures."""
 
     def __init__(self, model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[np.ndarray] = []
+        self.pictures: list[range] = []
         feed = model.decoder.feed
 
-        def spied(embeddings: np.ndarray) -> np.ndarray:
+        def spied(embeddings: np.ndarray, pictures: Sequence[range] = ()) -> np.ndarray:
+            self.pictures.extend(range(len(self.rows) + p.start, len(self.rows) + p.stop) for p in pictures)
             self.rows.extend(embeddings.copy())
-            return feed(embeddings)
+            return feed(embeddings, pictures)
 
         monkeypatch.setattr(model.decoder, "feed", spied)
 

@@ -54,9 +54,13 @@ def test_description(paper: Path) -> None:
     assert json.loads(json.dumps(found)) == found
     assert found["verified"] is True
     assert found["cache"] == {
+        "policy": "text-sink",
         "slots": 12,
         "sinks": 2,
         "anchors": 0,
+        "picture_begin": 2,
+        "picture_end": 4,
+        "picture_eviction": "oldest",
         "ring": 10,
         "bytes": 2 * 2 * 2 * 12 * 8 * 4,
     }

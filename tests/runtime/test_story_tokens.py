@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ def test_no_control_token_is_ever_told(model: SEEDStory, monkeypatch: pytest.Mon
     """Even where the model wants nothing else, and a padded vocabulary's empty ids."""
     feed = model.decoder.feed
 
-    def biased(embeddings: np.ndarray) -> np.ndarray:
-        logits = feed(embeddings).copy()
+    def biased(embeddings: np.ndarray, pictures: Sequence[range]) -> np.ndarray:
+        logits = feed(embeddings, pictures).copy()
         logits[sorted(model.tokenizer.control_ids)] += 1000
         logits[model.tokenizer.vocab_size :] += 1000
         return logits
