@@ -21,11 +21,14 @@ if TYPE_CHECKING:
         PictureError,
         PromptError,
         SeedStoryError,
+        SnapshotError,
         UsageError,
     )
     from seed_story.image import load_and_preprocess_image
     from seed_story.sampling import SamplingConfig
-    from seed_story.story import SEEDStory, Story, StoryStats
+    from seed_story.session import Story
+    from seed_story.stats import StoryStats
+    from seed_story.story import SEEDStory
 
 __all__ = [
     "BackendError",
@@ -38,6 +41,7 @@ __all__ = [
     "SEEDStory",
     "SamplingConfig",
     "SeedStoryError",
+    "SnapshotError",
     "Story",
     "StoryStats",
     "UsageError",
@@ -51,8 +55,8 @@ _HOMES = {
     "load_and_preprocess_image": "image",
     "SamplingConfig": "sampling",
     "SEEDStory": "story",
-    "Story": "story",
-    "StoryStats": "story",
+    "Story": "session",
+    "StoryStats": "stats",
 }
 
 

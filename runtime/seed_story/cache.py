@@ -28,6 +28,7 @@ from seed_story.backends.base import ALIGNMENT, Array, aligned_zeros
 from seed_story.config import FIRST_AND_LAST, CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, key_cache, value_cache
 from seed_story.errors import UsageError
+from seed_story.snapshot import State
 
 EMPTY = -1
 """The position of a slot that holds nothing yet."""
@@ -86,6 +87,35 @@ class SinkCache:
         self.position, self.tail = 0, config.sinks
         self._pictures: deque[range] = deque()  # positions of those in the ring and of those to come
         self._groups: list[int] = []  # who has which of the anchors' groups of slots, the oldest picture first
+
+    def state(self) -> State:
+        """A copy of all that `restore` needs: what is in the used slots, and whose they are."""
+        used = np.flatnonzero(self.slot_positions != EMPTY)
+        values = {
+            "config": self.config.to_dict(),
+            "position": self.position,
+            "tail": self.tail,
+            "pictures": [[picture.start, picture.stop] for picture in self._pictures],
+            "groups": list(self._groups),
+            "used": used.tolist(),
+        }
+        arrays = {"keys": self.keys[:, :, used], "values": self.values[:, :, used]}
+        return State(values, {**arrays, "slot_positions": self.slot_positions.copy()})
+
+    def restore(self, state: State) -> None:
+        """Goes on where the cache of the same decoder that gave this `state` was.
+
+        Raises:
+            UsageError: another number of slots.
+        """
+        values, arrays = state.values, state.arrays
+        self.reset(CacheConfig.from_dict(values["config"]))
+        self.keys[:, :, values["used"]] = arrays["keys"]
+        self.values[:, :, values["used"]] = arrays["values"]
+        self.slot_positions[:] = arrays["slot_positions"]
+        self.position, self.tail = values["position"], values["tail"]
+        self._pictures.extend(range(*picture) for picture in values["pictures"])
+        self._groups.extend(values["groups"])
 
     @property
     def max_chunk(self) -> int:

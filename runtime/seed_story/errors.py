@@ -6,6 +6,7 @@ SeedStoryError
 ├── PromptError         a text that the model can't take
 ├── BundleError         a bundle is missing, damaged, unsafe or of another version
 │   └── ContractError   a graph's inputs and outputs aren't those that the manifest promises
+├── SnapshotError       a saved story is missing, damaged, of another version or of another bundle
 ├── BackendError        the inference engine is missing or refused a graph
 ├── ConfigError         a model configuration that isn't supported, or contradicts itself
 ├── WeightsError        a checkpoint with missing, unused or mis-shaped tensors
@@ -59,6 +60,10 @@ class BundleError(SeedStoryError):
 
 class ContractError(BundleError):
     """A graph's inputs and outputs aren't those that the manifest promises."""
+
+
+class SnapshotError(SeedStoryError):
+    """A saved story is missing, damaged, of another version or of another bundle."""
 
 
 class BackendError(SeedStoryError):

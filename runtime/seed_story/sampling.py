@@ -91,11 +91,9 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig, seed: int, vocab_size: int, suppressed_ids: Iterable[int] = ()) -> None:
         self.config, self.vocab_size = config, vocab_size
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise UsageError("the seed is impossible", got=seed, expected="a whole number, 0 or more")
         if vocab_size < 1:
             raise UsageError("the vocabulary is empty", got=vocab_size, expected="1 or more tokens")
-        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._generator = _generator(seed)
         suppressed = sorted({self._checked(id_) for id_ in suppressed_ids})
         if len(suppressed) == vocab_size:
             raise UsageError("every token is suppressed", got=vocab_size, expected="at least one token to choose")
@@ -139,6 +137,14 @@ class Sampler:
         draw = min(self._generator.random() * ends[-1], np.nextafter(ends[-1], 0))
         place = int(np.searchsorted(ends, draw, side="right"))
         return place if ids is None else int(ids[place])
+
+    def reseed(self, seed: int) -> None:
+        """Chooses by another seed from now on; what was accepted stays remembered.
+
+        Raises:
+            UsageError: an impossible seed.
+        """
+        self._generator = _generator(seed)
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs, fit for JSON."""
@@ -228,6 +234,12 @@ class Sampler:
             return ids, weights
         kept = _nucleus(weights, config.top_p, config.min_p)
         return (kept if ids is None else ids[kept]), weights[kept]
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError("the seed is impossible", got=seed, expected="a whole number, 0 or more")
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def _is_number(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from seed_story.errors import UsageError
 
@@ -43,6 +43,14 @@ class StopMatcher:
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
+
+    def state(self) -> dict[str, str | None]:
+        """Everything that `restore` needs, fit for JSON."""
+        return {"held": self._held, "matched": self.matched}
+
+    def restore(self, state: Mapping[str, str | None]) -> None:
+        """Goes on where the matcher of the same strings that gave this `state` was."""
+        self._held, self.matched = state["held"] or "", state["matched"]
 
     def flush(self) -> str:
         """What was held back: the stream ended before it became a stop string."""

@@ -14,7 +14,7 @@ import codecs
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,16 @@ class StreamDecoder:
     def flush(self) -> str:
         """What was held back, as U+FFFD. Ends the stream."""
         return self._strip(self._utf8.decode(b"", final=True))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs, fit for JSON."""
+        held, flags = self._utf8.getstate()
+        return {"held": held.hex(), "flags": flags, "strip_space": self._strip_space}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the stream of the same tokenizer that gave this `state` was."""
+        self._utf8.setstate((bytes.fromhex(state["held"]), state["flags"]))
+        self._strip_space = state["strip_space"]
 
     def _strip(self, text: str) -> str:
         if self._strip_space and text:

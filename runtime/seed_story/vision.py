@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from seed_story.backends import Graph, GraphSignature, open_graph
 from seed_story.config import StoryConfig
 from seed_story.contract import qformer_signatures, vit_signatures
 from seed_story.errors import BackendError
+
+PICTURES_KNOWN = 32
+"""Pictures whose embeddings are remembered; each takes queries * hidden * 4 bytes."""
 
 
 class Vision:
@@ -24,6 +28,7 @@ class Vision:
         self._paths, self._story, self._backend, self._threads = paths, story, backend, threads
         self._graphs: list[Graph] = []
         self._bound: list[GraphSignature] = []
+        self._known: dict[bytes, npt.NDArray[np.float32]] = {}
         self._closed = False
 
     def _load(self) -> tuple[GraphSignature, GraphSignature]:
@@ -47,14 +52,26 @@ class Vision:
         return np.asarray(vit.outputs["features"])
 
     def embeddings(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Pixels `[1, size, size, 3]` in 0..1 to decoder embeddings `[queries, hidden]`."""
+        """Pixels `[1, size, size, 3]` in 0..1 to decoder embeddings `[queries, hidden]`, read-only.
+
+        Those of the last pictures are remembered by their content: one of them again costs a hash.
+        """
         _, qformer = self._load()
-        qformer.inputs["features"][:] = self.features(pixels)
-        qformer.run()
-        return np.array(qformer.outputs["image_embeddings"][0])
+        digest = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+        found = self._known.pop(digest, None)
+        if found is None:
+            qformer.inputs["features"][:] = self.features(pixels)
+            qformer.run()
+            found = np.array(qformer.outputs["image_embeddings"][0])
+            found.flags.writeable = False
+        self._known[digest] = found  # the newest is last
+        if len(self._known) > PICTURES_KNOWN:
+            del self._known[next(iter(self._known))]
+        return found
 
     def close(self) -> None:
         """Frees the graphs."""
         for graph in self._graphs:
             graph.close()
         self._graphs, self._bound, self._closed = [], [], True
+        self._known.clear()
