@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -284,7 +284,7 @@ class Story:
         return story
 
     def _restore(self, state: State) -> None:
-        values: dict[str, Any] = state.values
+        values = state.values
         arrays = dict(state.arrays)
         self._sampler = Sampler.restore(values["sampler"])
         self.given, self.told, self.page = values["given"], values["told"], values["page"]

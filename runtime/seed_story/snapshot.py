@@ -57,7 +57,11 @@ def write_snapshot(path: str | os.PathLike[str], state: State, identity: Mapping
         "state": dict(state.values),
     }
     text = json.dumps(values).encode()
-    parts = [len(text).to_bytes(_LENGTH, "little"), text, *(memoryview(a).cast("B") for a in arrays.values() if a.size)]
+    parts: list[bytes | memoryview] = [
+        len(text).to_bytes(_LENGTH, "little"),
+        text,
+        *(a.data.cast("B") for a in arrays.values() if a.size),
+    ]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

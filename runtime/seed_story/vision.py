@@ -57,7 +57,7 @@ class Vision:
         Those of the last pictures are remembered by their content: one of them again costs a hash.
         """
         _, qformer = self._load()
-        digest = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+        digest = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
         found = self._known.pop(digest, None)
         if found is None:
             qformer.inputs["features"][:] = self.features(pixels)

@@ -145,6 +145,29 @@ def test_rotations_keep_their_precision_for_millions_of_tokens(position: int, sc
                 assert_close(inputs["sin"][i, row], [-s for s in sin] + sin, "rotation")
 
 
+@pytest.mark.parametrize("position", [40, 999_999, 8_388_609])
+def test_an_anchor_s_key_keeps_its_precision(position: int) -> None:
+    """Of a picture that leaves after millions of tokens, against 50 digits: the key turned to its slot's index."""
+    llama = replace(LLAMA, head_dim=64)
+    cache = SinkCache(llama, CacheConfig(20, 2, 6, 1, 2))
+    plain = np.random.default_rng(0).normal(size=(5, 64))  # one head's keys of a picture, not rotated
+
+    def rotated(token: int, place: int) -> list[float]:
+        with mpmath.workdps(50):
+            turns = [mpmath.expj(place * mpmath.mpf(100_000) ** (-mpmath.mpf(j) / 32)) for j in range(32)]
+            pairs = [complex(mpmath.mpc(*plain[token, [j, j + 32]]) * turns[j]) for j in range(32)]
+        return [pair.real for pair in pairs] + [pair.imag for pair in pairs]
+
+    cache.position = position
+    cache.expect_picture(range(position, position + 5))
+    keys = np.zeros((2, 2, 12, 64), np.float32)
+    keys[1, 1, :5] = [rotated(i, position + i) for i in range(5)]
+    cache.store(keys, keys, 12)
+    for slot, token in ((2, 0), (3, 3), (4, 4)):
+        assert cache.slot_positions[slot] == position + token
+        assert_close(cache.keys[1, 1, slot], rotated(token, slot), "same_maths")
+
+
 def test_the_slots_of_a_very_late_token() -> None:
     cache = SinkCache(LLAMA, CacheConfig(12, 2))
     late = 2 + 10 * 2**40  # the first ring slot's turn again
@@ -152,7 +175,7 @@ def test_the_slots_of_a_very_late_token() -> None:
 
 
 def test_region_tells_ring_from_kept() -> None:
-    cache = SinkCache(LLAMA, CacheConfig(9, 2, 3))
+    cache = SinkCache(LLAMA, CacheConfig(9, 2, 3, 1, 2))
     assert cache.region.tolist() == [[0] * 5 + [1] * 4, [1] * 5 + [0] * 4]
     assert SinkCache(LLAMA, CacheConfig(5, 0)).region.tolist() == [[1] * 5, [0] * 5]
 
