@@ -109,7 +109,7 @@ def test_the_decoder_reads_what_a_story_feeds_it(
     example = encoder_of(model).encode(stories[0], shown, ends=False)
     spy = Spy(model, monkeypatch)
     token_losses(model, example, list(map(looker(model), example.pictures)))
-    forced, spy.rows = spy.rows, []
+    forced, forced_pictures, spy.rows, spy.pictures = spy.rows, spy.pictures, [], []
     story, (first, second) = model.begin(), stories[0].pages
     if shown == "all":
         story.add_picture(first.picture).add_text(first.caption)
@@ -119,6 +119,8 @@ def test_the_decoder_reads_what_a_story_feeds_it(
     list(story.tell(max_tokens=1))
     assert len(forced) > 64
     assert_close(np.stack(forced), np.stack(spy.rows[:-1]), "exact")
+    assert forced_pictures == spy.pictures
+    assert len(forced_pictures) == (2 if shown == "all" else 0)
 
 
 def test_pages_cut_the_stories(model: SEEDStory, stories: list[StoryRecord]) -> None:

@@ -97,9 +97,12 @@ def token_losses(model: SEEDStory, example: Example, pictures: Sequence[Array]) 
     rows = model.decoder.embed(np.where(places, 0, example.ids).tolist())
     if places.any():
         rows[places] = np.concatenate(pictures)
+    begins = np.flatnonzero(np.diff(places.astype(np.int8)) == 1).tolist()  # the tokens before the embeddings
+    size = model.bundle.manifest.story.picture_tokens
     losses, start = [], 0
     for at in np.flatnonzero(counted(model, example)).tolist():
-        logits = model.decoder.feed(rows[start : at + 1])
+        shown = [range(begin - start, begin - start + size) for begin in begins if start <= begin < at]
+        logits = model.decoder.feed(rows[start : at + 1], shown)
         losses.append(_nats(logits, int(example.labels[at])))
         start = at + 1
     return np.array(losses, np.float64)
