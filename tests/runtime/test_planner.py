@@ -138,6 +138,34 @@ def test_the_default_geometry_for_many_turns_of_its_ring(eviction: str) -> None:
     assert follow(config, (16, 64, 128), [*page * 8, *long]) > 5 * config.ring
 
 
+@pytest.mark.slow
+def test_a_hundred_thousand_tokens_with_a_picture_every_300() -> None:
+    """Nothing grows, and every hundredth token sees what it should, from where it should."""
+    config = CacheConfig().under("multimodal-sink", picture_eviction="first-and-last")
+    graph = FakeGraph()
+    decoder = Decoder(graph, LLAMA, config, (16, 64, 128))
+    cache = decoder.cache
+    before = [(array.ctypes.data, array.nbytes) for array in (*cache.memory().values(), cache.slot_positions)]
+    pictures: list[range] = []
+    for page in range(100_000 // 300):
+        begin = page * 300
+        pictures.append(range(begin, begin + 18))
+        rows = np.zeros((300, LLAMA.hidden_size), np.float32)
+        rows[:, 0] = begin + np.arange(300)
+        decoder.feed(rows[:60], [range(18)])
+        for row in rows[60:]:
+            decoder.feed(row[None])
+        for token in range(begin, begin + 300, 100):
+            got, distances = graph.log[token - begin]
+            assert got.tolist() == seen(token, config.sinks, config.ring, pictures, gallery_of(config))
+            assert np.abs(distances - np.arange(len(got))[::-1]).max() < 0.1
+        graph.log.clear()
+        assert len(cache._pictures) <= 3
+    after = [(array.ctypes.data, array.nbytes) for array in (*cache.memory().values(), cache.slot_positions)]
+    assert after == before
+    assert cache.position == 99_900
+
+
 def test_tokens_leave_a_chunk_at_a_time_where_no_picture_is_pushed_out() -> None:
     """A picture costs one cut, when it leaves, and no more: the graphs are as busy as without it."""
     graph = FakeGraph()
