@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seed_story.config import MULTIMODAL_SINK, PICTURE_EVICTIONS, POLICIES, CacheConfig
+from seed_story.config import CacheConfig
 from seed_story.contract import PREFILL_SIZES
 from seed_story.errors import SeedStoryError
+from seed_story.policies import MULTIMODAL_SINK, PICTURE_EVICTIONS, POLICIES
 from seed_story.quiet import quiet_stderr
 
 

@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from seed_story.backends.base import ALIGNMENT, Array, aligned_zeros
-from seed_story.config import FIRST_AND_LAST, CacheConfig, LlamaConfig, rope_frequencies
+from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, key_cache, value_cache
 from seed_story.errors import UsageError
+from seed_story.policies import FIRST_AND_LAST
 from seed_story.snapshot import State
 
 EMPTY = -1

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from seed_story import __version__
-from seed_story.config import PICTURE_EVICTIONS, POLICIES
 from seed_story.errors import SeedStoryError
 from seed_story.output import note, prepare, silence
+from seed_story.policies import PICTURE_EVICTIONS, POLICIES
 
 DEFAULT_PROMPT = "Once upon a time,"
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 + the signal, as shells have it

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from seed_story.errors import ConfigError
+from seed_story.policies import MULTIMODAL_SINK, OLDEST, PICTURE_EVICTIONS, POLICIES, TEXT_SINK, WINDOW
 
 # Keys of a transformers configuration that don't change what a network computes.
 _BOOKKEEPING = frozenset(
@@ -355,13 +356,6 @@ def _rope_scaling(rope: dict[str, Any], max_position: int) -> RopeScaling | None
     if rope:
         raise ConfigError("rope scaling has unknown keys", got=sorted(rope))
     return made
-
-
-WINDOW, TEXT_SINK, MULTIMODAL_SINK = POLICIES = ("window", "text-sink", "multimodal-sink")
-"""What a cache keeps beside the newest tokens: nothing, the story's first tokens, or these and pictures' anchors."""
-
-OLDEST, FIRST_AND_LAST = PICTURE_EVICTIONS = ("oldest", "first-and-last")
-"""Whose anchors go when there is no room for more: the oldest picture's, or the oldest's but never the first's."""
 
 
 @dataclass(frozen=True)

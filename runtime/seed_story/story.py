@@ -94,7 +94,7 @@ class SEEDStory:
         Args:
             seed: the same seed, pictures and text give the same story on the same machine.
             sampling: how tokens are chosen; by default `SamplingConfig()`.
-            policy: what the cache keeps when it is full: a name of `seed_story.config.POLICIES`, or a geometry of as
+            policy: what the cache keeps when it is full: a name of `seed_story.policies.POLICIES`, or a geometry of as
                 many slots, such as `model.cache.under("multimodal-sink", picture_eviction="first-and-last")`; by
                 default the bundle's.
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from seed_story import __version__
 from seed_story.bundle import Bundle, Manifest
-from seed_story.config import MULTIMODAL_SINK, CacheConfig
+from seed_story.config import CacheConfig
 from seed_story.errors import ConfigError, PromptError, UsageError
 from seed_story.image import load_and_preprocess_image
 from seed_story.measure import peak_rss_mib
 from seed_story.output import note, write, write_json
+from seed_story.policies import MULTIMODAL_SINK
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory, Story
 

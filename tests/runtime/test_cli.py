@@ -353,6 +353,18 @@ def test_prompt_longer_than_the_cache_goes_on_with_a_note(
     assert f"keeps the first {cache['sinks']} and the newest {ring}." in capsys.readouterr().err
 
 
+def test_the_cache_s_policy_of_a_story(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what the statistics say, and what the note about a long beginning says."""
+    sink = ("--policy", "multimodal-sink", "--picture-eviction", "first-and-last", "--max-tokens", 2)
+    for options, kept in ((("--max-tokens", 2), "text-sink"), (sink, "multimodal-sink")):
+        assert story_json(tiny_bundle, capsys, *options)["cache"]["policy"] == kept
+    assert story_json(tiny_bundle, capsys, *sink)["cache"]["picture_eviction"] == "first-and-last"
+    assert main(tell(tiny_bundle, "--prompt", "a fox " * 32, *sink)) == 0
+    assert "the first 2 and the newest 24, and 6 of each of up to 1 pictures." in capsys.readouterr().err
+    assert main(tell(tiny_bundle, "--policy", "window", "--picture-eviction", "oldest")) == 2
+    assert "expected --policy multimodal-sink" in capsys.readouterr().err
+
+
 def test_prompt_from_standard_input(tiny_bundle: Path) -> None:
     done = run(*tell(tiny_bundle, "--prompt", "-", "--max-tokens", 2, "--json"), stdin="Ein Füchslein\n".encode())
     assert json.loads(done.stdout)["text"].startswith("Ein Füchslein")

@@ -14,10 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seed_story.backends.base import Array
-from seed_story.config import PICTURE_EVICTIONS, CacheConfig, LlamaConfig
+from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import EMBED, MASKED, Signature
 from seed_story.decoder import Decoder
 from seed_story.errors import ConfigError, UsageError
+from seed_story.policies import PICTURE_EVICTIONS
 from tests.export.tiny_decoders import gallery_of
 from tests.reference.streaming_llama import seen
 

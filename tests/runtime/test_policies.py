@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from seed_story.bundle import MANIFEST, Bundle
-from seed_story.config import POLICIES, CacheConfig, StoryConfig
+from seed_story.config import CacheConfig, StoryConfig
 from seed_story.errors import ConfigError, UsageError
+from seed_story.policies import POLICIES
 from seed_story.story import SEEDStory
 from seed_story.telling import cache_config
 from tests.runtime.paper_bundle import write_paper_bundle
