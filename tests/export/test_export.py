@@ -223,7 +223,7 @@ def test_unknown_recipe_is_instant(tmp_path: Path) -> None:
     [
         (("--model", "nope"), "seed-story-135m or tiny", 2),
         ((*TINY, "--slots", "2"), "no room for a ring", 1),
-        ((*TINY, "--slots", "10", "--policy", "multimodal-sink"), "no room for a ring", 1),
+        ((*TINY, "--slots", "8", "--policy", "multimodal-sink"), "no room for a ring", 1),
         ((*TINY, "--slots", "13", "--policy", "multimodal-sink"), "pictures don't fit the cache", 1),
         ((*TINY, "--prefill", "1"), "prefill", 2),
         ((*TINY, "--llama", "/nowhere.gguf"), "nowhere", 1),
