@@ -13,8 +13,8 @@ from seed_story.config import StoryConfig
 from seed_story.contract import qformer_signatures, vit_signatures
 from seed_story.errors import BackendError
 
-PICTURES_KNOWN = 32
-"""Pictures whose embeddings are remembered; each takes queries * hidden * 4 bytes."""
+PICTURES_KNOWN = 8
+"""Pictures whose embeddings are remembered, each in queries * hidden * 4 bytes; few, since memory shall stay flat."""
 
 
 class Vision:
