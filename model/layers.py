@@ -68,6 +68,12 @@ class Linear(Module):
         y = ops.matmul(x, ops.transpose(self.weight))
         return y if self.bias is None else y + self.bias
 
+    def assign(self, weight: FloatArray, bias: FloatArray) -> None:
+        """Other weights, of the same shapes, for a layer with a bias."""
+        assert self.bias is not None
+        self.weight.assign(weight)
+        self.bias.assign(bias)
+
 
 class LayerNorm(Module):
     """Layer Normalization over the last axis (arXiv 1607.06450), biased variance as in torch."""

@@ -115,6 +115,8 @@ class Alignment:
         self._summaries = summaries([p.picture for p in pictures], store)
         self.words = WordLoss(table, token_embeddings)
         self.network = qformer
+        assert qformer.memory is not None
+        self._memory = qformer.memory
 
     def prepare(self, recognized: Sequence[Classifier] = ()) -> None:
         """What the first step begins with: the attention to patches closed, and the memory of names filled.
@@ -129,17 +131,14 @@ class Alignment:
         for variable in qformer.projection.trainable_variables:  # at first, all that is said are names
             variable.assign(np.zeros(variable.shape, np.float32))
         for slot, classifier in zip((0, SLOTS - 1), recognized or self._closed_form(), strict=True):
-            weight, bias = self._scores(classifier)
-            qformer.memory.scores[slot].weight.assign(weight)
-            qformer.memory.scores[slot].bias.assign(bias)
-        qformer.memory.values.weight.assign(self._table.embeddings(self._words).T)
+            self._memory.scores[slot].assign(*self._scores(classifier))
+        self._memory.values.weight.assign(self._table.embeddings(self._words).T)
 
     def _closed_form(self) -> list[Classifier]:
         main, places = ([one.main for one in self._pictures], [one.place for one in self._pictures])
         rows = ops.convert_to_numpy(self._qformer.summary_norm(self._summaries))[:, 0]
         weight, bias = discriminant(rows, main, self._qformer.config.hidden_size)
-        self._qformer.summary_projection.weight.assign(weight)
-        self._qformer.summary_projection.bias.assign(bias)
+        self._qformer.summary_projection.assign(weight, bias)
         points = rows @ weight.T + bias
         return [nearest_mean(points, main), nearest_mean(points, places)]
 
@@ -175,7 +174,7 @@ class Alignment:
 
         The pictures of the training set are known by heart after recognition: more of them teach the rest nothing.
         """
-        unknown = [v for scores in self._qformer.memory.scores[1:-1] for v in scores.trainable_variables]
+        unknown = [v for scores in self._memory.scores[1:-1] for v in scores.trainable_variables]
         return float(any(variable is v for v in unknown))
 
 

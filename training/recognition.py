@@ -92,11 +92,9 @@ class Recognition:
         eye = self.network
         rows = ops.convert_to_numpy(eye.norm(summaries([one.picture for one in self._pictures], seen)))[:, 0]
         weight, bias = discriminant(rows, [one.main for one in self._pictures], eye.projection.weight.shape[0])
-        eye.projection.weight.assign(weight)
-        eye.projection.bias.assign(bias)
+        eye.projection.assign(weight, bias)
         first = nearest_mean(rows @ weight.T + bias, [one.main for one in self._pictures])
-        eye.things.weight.assign(first.weight)
-        eye.things.bias.assign(first.bias)
+        eye.things.assign(first.weight, first.bias)
 
     def finish(self) -> None:
         """Goes part of the way back to the pretrained blocks, which see more unlike drawings (arXiv 2109.01903)."""
