@@ -48,8 +48,8 @@ class NameTable:
         return 1 + len(self.names)
 
     def memory_row(self, name: str) -> int:
-        """Where the memory has a name; row 0 is for nothing."""
-        return 1 + list(self.names).index(name)
+        """Where the memory has a name; row 0 is for nothing, whose name is empty."""
+        return 1 + list(self.names).index(name) if name else 0
 
     def embeddings(self, token_embeddings: FloatArray) -> FloatArray:
         """The memory's values: the tokens of each name end to end, `[memory_size, width * llm_size]`."""

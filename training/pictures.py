@@ -32,8 +32,8 @@ class Labelled:
 
     @property
     def main(self) -> str:
-        """The name of the main thing; of the place, where there is nothing else."""
-        return (*self.things, self.place)[0]
+        """The name of the main thing; empty, where there is none."""
+        return self.things[0] if self.things else ""
 
 
 def summaries(pictures: Sequence[Path], store: FeatureStore) -> FloatArray:

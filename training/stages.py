@@ -71,6 +71,11 @@ class _Training:
         return self.frozen is not self.seen
 
     @property
+    def recognizes(self) -> bool:
+        """Whether there is a stage that trains the ViT's blocks to recognize things; no later one changes them then."""
+        return self.trains_vision and bool(self.labels) and self.recipe.recognizing > 0
+
+    @property
     def name(self) -> str:
         """What must be the same when a training goes on."""
         return f"{self.source.name}, data {self.data}"
@@ -152,7 +157,7 @@ def _prepare_decoder(llama: Any, recipe: Recipe) -> None:
 def _stages(training: _Training) -> list[_Stage]:
     """Recognition and alignment need names, recognition also blocks of the ViT to train."""
     recipe = training.recipe
-    recognizing = recipe.recognizing if training.labels and training.trains_vision else 0.0
+    recognizing = recipe.recognizing if training.recognizes else 0.0
     aligning = recipe.aligning if training.labels else 0.0
     stages = []
     recognition = functools.cache(lambda: _recognition(training))  # alignment begins with what it found out
@@ -199,7 +204,8 @@ def _storytelling(training: _Training) -> Storytelling:
     labels = {picture: training.table.label(*label) for picture, label in training.labels.items()}
     words = WordLoss(training.table, training.words) if labels else None
     return Storytelling(
-        training.stories, encoder, _filled(training, training.frozen), net, words, labels,
+        training.stories, encoder, _filled(training, training.seen if training.recognizes else training.frozen), net,
+        words, labels,
         name=f"storytelling, {training.name}", length=min(recipe.length, net.llama.config.max_position),
         rows=recipe.rows, seed=recipe.seed, factors={"qformer": 0.02, "vision": 0.02},
     )  # fmt: skip

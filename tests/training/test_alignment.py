@@ -202,7 +202,7 @@ def test_prepared_summaries_tell_pictures_apart(table: NameTable) -> None:
 
 def words_of_memory(table: NameTable, name: str) -> np.ndarray:
     """The embeddings of a name's tokens, filled up with the filler's: `[WIDTH, SIZE]`."""
-    return EMBEDDINGS[table.token_ids[table.names[name]]]
+    return EMBEDDINGS[table.token_ids[table.names[name] if name else [0, 0]]]
 
 
 def test_memory_begins_with_the_names_and_says_the_nearest(table: NameTable) -> None:
@@ -220,7 +220,7 @@ def test_memory_begins_with_the_names_and_says_the_nearest(table: NameTable) -> 
     assert_close(task.network.read(summaries), said.reshape(len(LABELLED), -1, SIZE), "exact")  # and nothing else
     for picture, one in zip(said, LABELLED, strict=True):
         for slot, name in ((0, one.main), (3, one.place)):
-            distances = {n: np.linalg.norm(picture[slot] - words_of_memory(table, n)) for n in NAMES}
+            distances = {n: np.linalg.norm(picture[slot] - words_of_memory(table, n)) for n in ("", *NAMES)}
             assert min(distances, key=lambda n: distances[n]) == name
 
 

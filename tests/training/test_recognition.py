@@ -25,7 +25,7 @@ LABELLED = [
         [(("ox", "bee"), "sea"), (("bee",), "fog"), (("ox",), "fog"), (("cat", "ox"), "sea"), ((), "sea")]
     )
 ]
-MAIN = ["ox", "bee", "ox", "cat", "sea"]  # where there is no thing, the place is the main thing
+MAIN = ["ox", "bee", "ox", "cat", ""]
 
 
 def store(end: int) -> Features:

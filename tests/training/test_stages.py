@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import load_file
 
 from model.layers import named_variables, numpy_of
 from model.story_source import load_source
@@ -92,7 +93,7 @@ def test_checkpoint_holds_what_was_trained(
     trained, plain = load_source("tiny", checkpoint=folder), load_source("tiny", checkpoint="none")
     assert trained.qformer_trained
     changed = {
-        part: {name for name, value in values(trained, part).items() if moved(value, values(plain, part)[name])}
+        part: {name for name, value in values(trained, part).items() if moved(value, values(plain, part).get(name))}
         for part in ("vision", "llama", "qformer")
     }
     assert changed["qformer"]
@@ -108,9 +109,22 @@ def values(source: Any, part: str) -> dict[str, np.ndarray]:
     return {name: numpy_of(v) for name, v in named_variables(getattr(source.model, part)).items()}
 
 
-def moved(value: np.ndarray, before: np.ndarray) -> bool:
-    """By more than the rounding to float16."""
-    return not (np.array_equal(value, before) or np.array_equal(value, before.astype(np.float16).astype(np.float32)))
+def moved(value: np.ndarray, before: np.ndarray | None) -> bool:
+    """By more than the rounding to float16; what wasn't there before, too."""
+    return before is None or not (
+        np.array_equal(value, before) or np.array_equal(value, before.astype(np.float16).astype(np.float32))
+    )
+
+
+def test_recognition_has_the_last_word_on_the_blocks(finished: Path) -> None:
+    """Stage 2 reads the features that they end with, and leaves them alone."""
+    learned = load_file(finished / "recognition" / "checkpoint.safetensors")
+    plain = values(load_source("tiny", checkpoint="none"), "vision")
+    shipped = load_file(finished / "checkpoint" / "vision.safetensors")
+    assert shipped
+    for name, value in shipped.items():
+        expected = 0.7 * learned[f"network.vision.{name}"] + 0.3 * plain[name]
+        np.testing.assert_array_equal(value, expected.astype(np.float16), err_msg=name)
 
 
 def test_without_labels_there_is_one_stage(tmp_path: Path) -> None:
@@ -133,7 +147,7 @@ def test_minutes_become_steps(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(stages, "steps_for_minutes", spied)
     assert run(data, tmp_path / "out", "--decoder", "lora", "--vision-blocks", 1, "--minutes", 1e-4) == 0
-    np.testing.assert_allclose(asked, [0.25e-4, 0.75e-4])
+    np.testing.assert_allclose(asked, [0.57e-4, 0.03e-4, 0.4e-4])
     about = json.loads((tmp_path / "out" / "checkpoint" / "training.json").read_text())
     assert all(stage["step"] >= 1 for stage in about["stages"].values())
 
