@@ -129,14 +129,25 @@ def _checkpoint(preset: str, own: bool, given: Path | Literal["none"] | None) ->
 def _qformer(config: QFormerConfig, folder: Path | None, decoder: Llama) -> QFormer:
     if folder is None:
         return initial_qformer(config, numpy_of(decoder.model.embed_tokens.weight), _QFORMER_SEED)
-    tensors = read_safetensors(folder / QFORMER_FILE)
+    return read_qformer(config, folder / QFORMER_FILE)
+
+
+def read_qformer(config: QFormerConfig, file: Path) -> QFormer:
+    """A trained Q-Former. How many names it remembers depends on its data, so its file says so.
+
+    Args:
+        config: its sizes but for the memory's.
+
+    Raises:
+        WeightsError: the file can't be read, or its tensors don't fit.
+    """
+    tensors = read_safetensors(file)
     network = QFormer(_with_memory(config, tensors), seed=None)
     load_weights(network, tensors)
     return network
 
 
 def _with_memory(config: QFormerConfig, tensors: Mapping[str, Any]) -> QFormerConfig:
-    """How many names a trained Q-Former remembers depends on its data, so its file says so."""
     slots = [np.asarray(tensors[name]) for name in tensors if re.fullmatch(r"memory\.scores\.\d+\.weight", name)]
     return replace(config, memory_names=len(slots[0]), memory_slots=len(slots)) if slots else config
 
