@@ -78,7 +78,7 @@ class _Training:
     @property
     def name(self) -> str:
         """What must be the same when a training goes on."""
-        return f"{self.source.name}, data {self.data}"
+        return f"{self.source.name}, data {self.data}, {self.recipe.vision_blocks} blocks"
 
 
 @dataclass(frozen=True)

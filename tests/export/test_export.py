@@ -81,7 +81,8 @@ def test_manifest_says_everything(export_tiny: Callable[[str], Path]) -> None:
     assert values["schema_version"] == SCHEMA_VERSION
     assert values["name"] == "tiny"
     assert values["architecture"] == json.loads(json.dumps(source.model.config.to_dict()))
-    assert values["cache"] == {"slots": 32, "sinks": 2, "anchors": 0}
+    pictures = {"anchors": 0, "picture_begin": 2, "picture_end": 4, "picture_eviction": "oldest"}
+    assert values["cache"] == {"slots": 32, "sinks": 2, **pictures}
     assert values["prefill_sizes"] == [4, 8]
     assert values["recipe"] == "int8"
     assert values["qformer_trained"] is False
