@@ -49,7 +49,8 @@ class _Training:
     Args:
         frozen: what the ViT's frozen blocks see, where the trained ones go on.
         untrained: what the trained blocks see before their training.
-        seen: what they see after recognition. All three are one, where no block is trained.
+        seen: what they see after recognition; the same as `untrained` without one. All three are one, where no block
+            is trained.
     """
 
     recipe: Recipe
@@ -68,12 +69,12 @@ class _Training:
     @property
     def trains_vision(self) -> bool:
         """Whether any block of the ViT is trained."""
-        return self.frozen is not self.seen
+        return self.frozen is not self.untrained
 
     @property
     def recognizes(self) -> bool:
         """Whether there is a stage that trains the ViT's blocks to recognize things; no later one changes them then."""
-        return self.trains_vision and bool(self.labels) and self.recipe.recognizing > 0
+        return self.seen is not self.untrained
 
     @property
     def name(self) -> str:
@@ -141,7 +142,8 @@ def _prepare(preset: str, data: Path, out: Path, recipe: Recipe) -> _Training:
     layer = vision.config.feature_layer
     frozen = FeatureStore(out / "features", data, vision, layer - trained)
     untrained = FeatureStore(out / "features", data, vision, layer, frozen) if trained else frozen
-    seen = FeatureStore(out / "recognition" / "features", data, vision, layer, frozen) if trained else frozen
+    recognizes = trained and labels and recipe.recognizing
+    seen = FeatureStore(out / "recognition" / "features", data, vision, layer, frozen) if recognizes else untrained
     networks = Networks(vision, qformer, model.llama, head)
     return _Training(recipe, source, networks, stories, labels, tokenizer, table, words, frozen, untrained, seen,
                      data_fingerprint(files))  # fmt: skip
