@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from seed_story.cli import whole
 from seed_story.errors import SeedStoryError, UsageError
-from seed_story.output import prepare, silence, write, write_json
+from seed_story.output import exit_code, prepare, write, write_json
 
 if TYPE_CHECKING:
     from seed_story.story import SEEDStory
     from training.data import StoryRecord
     from training.evaluation.items import PictureItem
-
-_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 + the signal, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,24 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare()
     args = build_parser().parse_args(argv)
-    try:
-        report = args.run(args)
-        if args.as_json:
-            write_json(report)
-        else:
-            from training.evaluation.report import lines
+    return exit_code(lambda: _run(args), "evaluate", "interrupted; nothing was written")
 
-            write(lines(report))
-        return 0
-    except SeedStoryError as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\nevaluate: interrupted; nothing was written", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:
-        silence()
-        return _BROKEN_PIPE
+
+def _run(args: argparse.Namespace) -> int:
+    report = args.run(args)
+    if args.as_json:
+        write_json(report)
+    else:
+        from training.evaluation.report import lines
+
+        write(lines(report))
+    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,12 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from seed_story import __version__
-from seed_story.errors import SeedStoryError
-from seed_story.output import note, prepare, silence
+from seed_story.output import exit_code, prepare
 from seed_story.policies import PICTURE_EVICTIONS, POLICIES
 
 DEFAULT_PROMPT = "Once upon a time,"
-_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 + the signal, as shells have it
 
 # Fields of SamplingConfig: type and meaning; a test holds the defaults in these texts to the real ones.
 _SAMPLING: tuple[tuple[str, type[int] | type[float], str], ...] = (
@@ -179,17 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare()
     args = build_parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except SeedStoryError as error:
-        note(f"error: {error}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:
-        silence()
-        return _BROKEN_PIPE
+    return exit_code(lambda: int(args.run(args)), "seed-story")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands print: results to standard output, everything else to standard error."""
+"""What the commands print: results to standard output, everything else to standard error; and how they end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,31 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 
 from seed_story.errors import SeedStoryError
+
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the signal, as shells have it
+
+
+def exit_code(command: Callable[[], int], program: str, interrupted: str = "") -> int:
+    """Runs a command: its own exit code, or that of how it ended, with a line for the user instead of a traceback.
+
+    Args:
+        program: the line begins with it.
+        interrupted: what Ctrl-C left behind; nothing is said by default.
+    """
+    try:
+        return command()
+    except SeedStoryError as error:
+        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{program}: {interrupted}" if interrupted else "", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        silence()
+        return BROKEN_PIPE
 
 
 def prepare() -> None:

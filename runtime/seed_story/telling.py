@@ -14,13 +14,10 @@ from seed_story.config import CacheConfig
 from seed_story.errors import ConfigError, PromptError, UsageError
 from seed_story.image import load_and_preprocess_image
 from seed_story.measure import peak_rss_mib
-from seed_story.output import note, write, write_json
+from seed_story.output import INTERRUPTED, note, write, write_json
 from seed_story.policies import MULTIMODAL_SINK
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory, Story
-
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 def sampling_config(*, greedy: bool, stop: Sequence[str], options: Mapping[str, float | None]) -> SamplingConfig:
