@@ -30,8 +30,6 @@ _DISTANCE_WEIGHT = 0.5
 _FILLER_WEIGHT = 0.15
 """Most queries have nothing to say; those that have, count more."""
 _MAIN_WEIGHT = 2.0
-_SURENESS = 4.0
-"""Scores are multiplied by it: a decoder reads one name better than a blend of many."""
 _UNLIKELY = 20.0
 """By how much a name that a slot never says scores below the least of the others."""
 
@@ -117,6 +115,7 @@ class Alignment:
         self.network = qformer
         assert qformer.memory is not None
         self._memory = qformer.memory
+        self._memory.worth.weight.assign(table.worth())  # nothing learns it, so no checkpoint of a training has it
 
     def prepare(self, recognized: Sequence[Classifier] = ()) -> None:
         """What the first step begins with: the attention to patches closed, and the memory of names filled.
@@ -146,8 +145,8 @@ class Alignment:
         """A classifier's weight and bias among all names of the memory; the others are out of the question."""
         rows = [self._table.memory_row(name) for name in classifier.names]
         weight = np.zeros((self._table.memory_size, classifier.weight.shape[1]), np.float32)
-        bias = np.full(self._table.memory_size, _SURENESS * float(classifier.bias.min()) - _UNLIKELY, np.float32)
-        weight[rows], bias[rows] = _SURENESS * classifier.weight, _SURENESS * classifier.bias
+        bias = np.full(self._table.memory_size, float(classifier.bias.min()) - _UNLIKELY, np.float32)
+        weight[rows], bias[rows] = classifier.weight, classifier.bias
         return weight, bias
 
     def chosen(self, step: int) -> npt.NDArray[np.int64]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ THINGS = 3
 SLOTS = THINGS + 1
 FILLER = ","
 """The word in every place that no name fills."""
+_WORTH_OF_A_KIND = 0.8
+"""What "bird" is worth, said of an owl: where "owl" is less likely than this among birds, "bird" it is."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class NameTable:
         token_ids: int32 `[tokens]`; index 0 is the filler's.
         names: by name, int32 `[width]`, filled up with 0.
         width: queries a slot.
+        also: by name, other words for it: synonyms, and the next more general word.
     """
 
     token_ids: npt.NDArray[np.int32]
     names: dict[str, npt.NDArray[np.int32]]
     width: int
+    also: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def label(self, things: Sequence[str], place: str) -> npt.NDArray[np.int32]:
         """What the queries should say of a picture: indices `[SLOTS * width]`; raises KeyError for an unknown name."""
@@ -51,24 +56,40 @@ class NameTable:
         """Where the memory has a name; row 0 is for nothing, whose name is empty."""
         return 1 + list(self.names).index(name) if name else 0
 
+    def worth(self) -> FloatArray:
+        """What it is worth to say one name (row) of a thing with another (column), `[memory_size, memory_size]`."""
+        worth = np.eye(self.memory_size, dtype=np.float32)
+        for name in self.names:
+            for word in filter(self.names.__contains__, self.also.get(name, ())):
+                worth[self.memory_row(word), self.memory_row(name)] = _WORTH_OF_A_KIND
+        return worth
+
     def embeddings(self, token_embeddings: FloatArray) -> FloatArray:
         """The memory's values: the tokens of each name end to end, `[memory_size, width * llm_size]`."""
         rows = np.stack([np.zeros(self.width, np.int32), *self.names.values()])
         return np.asarray(token_embeddings[self.token_ids[rows]], np.float32).reshape(len(rows), -1)
 
 
-def name_table(names: Sequence[str], tokenizer: StoryTokenizer, num_queries: int) -> NameTable:
-    """The table of some names, as words in the middle of a text; a name of more tokens than fit loses its last."""
-    width = num_queries // SLOTS
+def name_table(
+    names: Sequence[str], tokenizer: StoryTokenizer, num_queries: int, also: Mapping[str, Sequence[str]] | None = None
+) -> NameTable:
+    """The table of some names, as words in the middle of a text; a name of more tokens than fit loses its last.
+
+    Args:
+        also: by name, other words for it; those that two or more of the names share are in the table as well.
+    """
+    width, also = num_queries // SLOTS, also or {}
+    shared = Counter(word for name in dict.fromkeys(names) for word in also.get(name, ()))
+    kinds = [word for word, count in shared.items() if count > 1]
     ids = {FILLER: tokenizer.encode(FILLER)[0]}
-    spelled = {name: tokenizer.encode(f" {name}")[:width] for name in dict.fromkeys(names)}
+    spelled = {name: tokenizer.encode(f" {name}")[:width] for name in dict.fromkeys([*names, *kinds])}
     order = list(dict.fromkeys([ids[FILLER], *(i for tokens in spelled.values() for i in tokens)]))
     index = {token: i for i, token in enumerate(order)}
     table = {
         name: np.array([index[i] for i in tokens] + [0] * (width - len(tokens)), np.int32)
         for name, tokens in spelled.items()
     }
-    return NameTable(np.array(order, np.int32), table, width)
+    return NameTable(np.array(order, np.int32), table, width, also)
 
 
 def read_labels(file: Path) -> dict[Path, tuple[tuple[str, ...], str]]:

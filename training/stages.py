@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +38,10 @@ from training.task import Outcome, Schedule, Task
 
 TRAIN_FILE, TAUGHT_FILE = "train.jsonl", "taught.jsonl"
 """Of a data set: the stories, and those that a teacher wrote about the same pictures, if there are any."""
+CARDS_FILE, NAMES_FILE = "cards.jsonl", "names.json"
+"""More pictures to recognize, and other words for the names; a data set may have them."""
 HEAD_FILE = "picture_head.safetensors"
+Labels = dict[Path, tuple[tuple[str, ...], str]]
 _PLACEHOLDER = 1000  # steps of a schedule whose length is measured first
 
 
@@ -47,6 +50,8 @@ class _Training:
     """What all stages share.
 
     Args:
+        labels: of the stories' pictures.
+        cards: of pictures that are only recognized.
         frozen: what the ViT's frozen blocks see, where the trained ones go on.
         untrained: what the trained blocks see before their training.
         seen: what they see after recognition; the same as `untrained` without one. All three are one, where no block
@@ -57,7 +62,8 @@ class _Training:
     source: StorySource
     networks: Networks
     stories: list[StoryRecord]
-    labels: dict[Path, tuple[tuple[str, ...], str]]
+    labels: Labels
+    cards: Labels
     tokenizer: StoryTokenizer
     table: NameTable
     words: np.ndarray[Any, np.dtype[np.float32]]
@@ -122,8 +128,11 @@ def _prepare(preset: str, data: Path, out: Path, recipe: Recipe) -> _Training:
     if not file.is_file():
         raise UsageError("there is no data set", got=str(file), expected=f"{TRAIN_FILE} in StoryStream's form",
                          hint="`python -m training.storybook build` makes one.")  # fmt: skip
-    files = [file, *filter(Path.is_file, [data / TAUGHT_FILE])]
-    stories = [chunk for each in files for story in read_stories(each) for chunk in chunks(story)]
+    told = [file, *filter(Path.is_file, [data / TAUGHT_FILE])]
+    stories = [chunk for each in told for story in read_stories(each) for chunk in chunks(story)]
+    files = [*told, *filter(Path.is_file, [data / CARDS_FILE, data / NAMES_FILE])]
+    cards = read_labels(data / CARDS_FILE) if data / CARDS_FILE in files else {}
+    also = json.loads((data / NAMES_FILE).read_text(encoding="utf-8")) if data / NAMES_FILE in files else {}
     check_pictures(stories)
     source = load_source(preset, checkpoint="none")
     model, tokenizer = source.model, StoryTokenizer(source.tokenizer)
@@ -132,8 +141,8 @@ def _prepare(preset: str, data: Path, out: Path, recipe: Recipe) -> _Training:
     vision.set_trainable_blocks(trained)
     words = numpy_of(model.llama.model.embed_tokens.weight)
     labels = read_labels(file)
-    names = sorted({name for things, place in labels.values() for name in (*things, place)})
-    table = name_table(names, tokenizer, model.config.qformer.num_queries)
+    names = sorted({name for things, place in (labels | cards).values() for name in (*things, place)})
+    table = name_table(names, tokenizer, model.config.qformer.num_queries, also)
     memory = {"memory_names": table.memory_size, "memory_slots": SLOTS} if labels else {}
     qformer = initial_qformer(replace(model.config.qformer, **memory), words, recipe.seed)
     foreseen = 1 + (vision.config.grid // foreseen_pool(vision.config.grid)) ** 2
@@ -145,7 +154,7 @@ def _prepare(preset: str, data: Path, out: Path, recipe: Recipe) -> _Training:
     recognizes = trained and labels and recipe.recognizing
     seen = FeatureStore(out / "recognition" / "features", data, vision, layer, frozen) if recognizes else untrained
     networks = Networks(vision, qformer, model.llama, head)
-    return _Training(recipe, source, networks, stories, labels, tokenizer, table, words, frozen, untrained, seen,
+    return _Training(recipe, source, networks, stories, labels, cards, tokenizer, table, words, frozen, untrained, seen,
                      data_fingerprint(files))  # fmt: skip
 
 
@@ -165,7 +174,7 @@ def _stages(training: _Training) -> list[_Stage]:
     recognition = functools.cache(lambda: _recognition(training))  # alignment begins with what it found out
     if recognizing:
         stages.append(_Stage("recognition", recognition,
-                             lambda task: task.prepare(_filled(training, training.untrained)),
+                             lambda task: task.prepare(_filled(training, training.untrained, training.cards)),
                              recognizing * recipe.minutes, recipe.recognize_rate,
                              end=Recognition.finish))  # fmt: skip
     if aligning:
@@ -177,24 +186,24 @@ def _stages(training: _Training) -> list[_Stage]:
     return stages
 
 
-def _filled(training: _Training, store: FeatureStore) -> FeatureStore:
-    store.fill([page.picture for story in training.stories for page in story.pages])
+def _filled(training: _Training, store: FeatureStore, more: Iterable[Path] = ()) -> FeatureStore:
+    store.fill([*(page.picture for story in training.stories for page in story.pages), *more])
     return store
 
 
-def _labelled(training: _Training) -> list[Labelled]:
-    return [Labelled(picture, *label) for picture, label in training.labels.items()]
+def _labelled(labels: Labels) -> list[Labelled]:
+    return [Labelled(picture, *label) for picture, label in labels.items()]
 
 
 def _recognition(training: _Training) -> Recognition:
-    pictures, net = _labelled(training), training.networks
-    return Recognition(pictures, _filled(training, training.frozen), net.vision, net.qformer,
+    pictures, net = _labelled(training.labels | training.cards), training.networks
+    return Recognition(pictures, _filled(training, training.frozen, training.cards), net.vision, net.qformer,
                        name=f"recognition, {training.name}", seed=training.recipe.seed,
                        batch_size=min(training.recipe.recognize_batch, len(pictures)))  # fmt: skip
 
 
 def _alignment(training: _Training) -> Alignment:
-    pictures = _labelled(training)
+    pictures = _labelled(training.labels)
     return Alignment(pictures, _filled(training, training.seen), training.networks.qformer, training.table,
                      training.words, name=f"alignment, {training.name}", seed=training.recipe.seed,
                      batch_size=min(training.recipe.align_batch, len(pictures)))  # fmt: skip

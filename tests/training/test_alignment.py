@@ -240,9 +240,9 @@ def test_memory_takes_over_what_was_recognized(table: NameTable) -> None:
     for slot, known in ((0, things), (3, places)):
         scores = np.asarray(task.network.memory.scores[slot](start))[:, 0]
         rows = [table.memory_row(name) for name in known.names]
-        assert_close(scores[:, rows], 4 * (start[:, 0] @ known.weight.T + known.bias), "same_maths")
+        assert_close(scores[:, rows], start[:, 0] @ known.weight.T + known.bias, "same_maths")
         others = np.delete(scores, rows, axis=1)
-        assert_close(others, np.full(others.shape, 4 * known.bias.min() - 20), "same_maths")
+        assert_close(others, np.full(others.shape, known.bias.min() - 20), "same_maths")
 
 
 def test_it_learns_to_name(table: NameTable, tmp_path: Path) -> None:

@@ -62,3 +62,15 @@ def test_an_unknown_name_is_an_error(table: NameTable) -> None:
         table.label(["fox", "wolf"], "sea")
     with pytest.raises(KeyError, match="moon"):
         table.label(["fox"], "moon")
+
+
+def test_words_that_several_names_share_are_in_the_table(tokenizer: StoryTokenizer) -> None:
+    also = {"owl": ("bird",), "hen": ("bird", "chick"), "poodle": ("dog",), "yacht": ("boat",), "canoe": ("boat",)}
+    table = name_table(("owl", "hen", "poodle", "dog"), tokenizer, 16, also)
+    assert list(table.names) == ["owl", "hen", "poodle", "dog", "bird"]  # no boat was shown, and one chick is no kind
+    worth = {(said, of): table.worth()[table.memory_row(said), table.memory_row(of)]
+             for said in ("", *table.names) for of in ("", *table.names) if said != of}  # fmt: skip
+    kinds = {("bird", "owl"), ("bird", "hen"), ("dog", "poodle")}
+    assert {pair for pair, value in worth.items() if value} == kinds
+    assert {value for pair, value in worth.items() if pair in kinds} == {np.float32(0.8)}
+    assert np.all(np.diag(table.worth()) == 1) and table.worth().shape == (table.memory_size,) * 2

@@ -116,6 +116,27 @@ def moved(value: np.ndarray, before: np.ndarray | None) -> bool:
     )
 
 
+def test_cards_are_recognized_and_kinds_remembered(data: Path, tmp_path: Path) -> None:
+    """Pictures that no story shows take part in recognition alone; words that names share are in the memory."""
+    book = shutil.copytree(data, tmp_path / "book")
+    write_stories(tmp_path / "cards", [[("hen", "This is a hen.")]])
+    (tmp_path / "cards" / "0_0.png").rename(book / "card.png")
+    line = json.loads((tmp_path / "cards" / "train.jsonl").read_text())
+    (book / "cards.jsonl").write_text(json.dumps({**line, "images": ["card.png"]}) + "\n")
+    (book / "names.json").write_text(json.dumps({"hen": ["bird", "chick"], "owl": ["bird"]}))
+    assert run(book, tmp_path / "out", *LORA) == 0
+    seen = json.loads((tmp_path / "out" / "features" / "after_1.json").read_text())
+    assert "card.png" in seen
+    later = json.loads((tmp_path / "out" / "recognition" / "features" / "after_2.json").read_text())
+    assert "card.png" not in later and set(seen) == {"card.png", *later}
+    names = ["", "bee", "cat", "fox", "hen", "owl", "ox", "pig", "sea", "bird"]
+    worth = load_file(tmp_path / "out" / "checkpoint" / "qformer.safetensors")["memory.worth.weight"]
+    assert worth.shape == (len(names), len(names))
+    assert {(names[said], names[of]) for said, of in np.argwhere(worth != np.eye(len(names)))} == {
+        ("bird", "hen"), ("bird", "owl")
+    }  # fmt: skip
+
+
 def test_recognition_has_the_last_word_on_the_blocks(finished: Path) -> None:
     """Stage 2 reads the features that they end with, and leaves them alone."""
     learned = load_file(finished / "recognition" / "checkpoint.safetensors")

@@ -2,6 +2,8 @@
 
     pictures/            JPEG, 224 pixels square
     train.jsonl          stories of trained drawings; valid.jsonl: other stories of them, test.jsonl: of kept drawings
+    cards.jsonl          flash cards, one picture a line: an icon of a trained thing, in a place, to recognize
+    names.json           by name, the other words for it: synonyms, and the next more general word
     grounding.jsonl      one picture a line, with the words that count as naming its main thing
     sources.json         every drawing's package, version, licence and credit
 
@@ -25,9 +27,9 @@ from seed_story.errors import UsageError
 from training.storybook.concepts import Concept, load_concepts
 from training.storybook.drawings import Drawing, render_drawings
 from training.storybook.narrator import PLACES, Plan, Scene, narrate
-from training.storybook.packages import PACKAGES
-from training.storybook.scene import compose
-from training.storybook.splits import Splits, split_drawings
+from training.storybook.packages import ICONS, PACKAGES
+from training.storybook.scene import coloured, compose
+from training.storybook.splits import Splits, split_drawings, trained_icons
 
 Rng = np.random.Generator
 
@@ -40,12 +42,13 @@ _BEGUN_PAGES = 6
 
 @dataclass(frozen=True)
 class Size:
-    """How large a data set is: `stories` for training; the other splits don't grow."""
+    """How large a data set is: `stories` and at most `cards` for training; the other splits don't grow."""
 
     stories: int
+    cards: int
 
 
-SIZES = {"tiny": Size(40), "small": Size(800), "full": Size(3000)}
+SIZES = {"tiny": Size(40, 40), "small": Size(800, 800), "full": Size(3000, 10_000)}
 
 
 class _Deck:
@@ -79,7 +82,7 @@ def build(out: Path, size: str = "full", *, seed: int = 0) -> dict[str, int]:
     if out.exists():
         raise UsageError("the data set's folder is there already", got=out, hint="Remove it, or choose another --out.")
     concepts = load_concepts()
-    drawings = render_drawings(concepts)
+    drawings, icons = render_drawings(concepts), render_drawings(concepts, ICONS)
     splits = split_drawings(concepts, drawings)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -90,9 +93,13 @@ def build(out: Path, size: str = "full", *, seed: int = 0) -> dict[str, int]:
         pool = splits.picture if name == "test" else splits.train
         lines = writer.stories(name, pool, stories, [seed, number])
         counts[name] = _write_lines(part / f"{name}.jsonl", tqdm(lines, total=stories, desc=name, unit="story"))
+    lines = writer.cards(trained_icons(icons, splits), SIZES[size].cards, np.random.default_rng([seed, 8]))
+    counts["cards"] = _write_lines(part / "cards.jsonl", tqdm(lines, desc="cards", unit="card"))
+    also = {concept.name: concept.also for concept in concepts if concept.also}
+    (part / "names.json").write_text(json.dumps(also, indent=1), encoding="utf-8")
     questions = tqdm(writer.questions(splits, np.random.default_rng([seed, 9])), desc="grounding", unit="picture")
     counts["grounding"] = _write_lines(part / "grounding.jsonl", questions)
-    (part / "sources.json").write_text(json.dumps(_sources(drawings), indent=1), encoding="utf-8")
+    (part / "sources.json").write_text(json.dumps(_sources([*drawings, *icons]), indent=1), encoding="utf-8")
     part.replace(out)
     return counts
 
@@ -133,6 +140,21 @@ class _Writer:
                 "place": [scene.place for scene in told.scenes],
             }
 
+    def cards(self, pool: Mapping[str, list[Drawing]], most: int, rng: Rng) -> Iterator[Mapping[str, Any]]:
+        """One picture for each icon, or for `most` of them; a line of StoryStream's form with a page of a few words."""
+        icons = [icon for found in pool.values() for icon in found]
+        for number, row in enumerate(rng.permutation(len(icons))[:most]):
+            icon, place = icons[row], _place(rng)
+            name = f"card-{number:05d}"
+            yield {
+                "id": name,
+                "images": [self._draw(name, [icon], place, rng)],
+                "captions": [f"This is {self._concepts[icon.concept].phrase}."],
+                "orders": [0],
+                "things": [[icon.concept]],
+                "place": [place],
+            }
+
     def questions(self, splits: Splits, rng: Rng) -> Iterator[Mapping[str, Any]]:
         """One picture for each kept concept and split; half of them with a smaller second thing beside it."""
         for split in ("picture", "style", "concept"):
@@ -171,7 +193,7 @@ class _Writer:
 
     def _draw(self, name: str, shown: Sequence[Drawing], place: str, rng: Rng) -> str:
         file = f"pictures/{name}.jpg"
-        picture = compose([drawing.open() for drawing in shown], place, rng)
+        picture = compose([coloured(d.open(), rng) if d.style in ICONS else d.open() for d in shown], place, rng)
         picture.save(self._folder / file, quality=int(rng.integers(80, 96)))
         return file
 
@@ -188,6 +210,6 @@ def _pick(drawings: Sequence[Drawing], rng: Rng) -> Drawing:
 def _sources(drawings: Sequence[Drawing]) -> dict[str, Any]:
     packages = {
         style: {"package": p.name, "version": p.version, "registry": p.kind, "licence": p.licence, "credit": p.credit}
-        for style, p in PACKAGES.items()
+        for style, p in (PACKAGES | ICONS).items()
     }
     return {"packages": packages, "drawings": [[d.style, d.source, d.concept] for d in drawings]}

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from seed_story.errors import DownloadError, UsageError
 from seed_story.files import cache_dir
 from training.storybook.concepts import Concept
-from training.storybook.packages import PACKAGES
+from training.storybook.icons import icons_of
+from training.storybook.packages import ICONS, PACKAGES
 
 SIDE = 256
 """The longer side of a rendered drawing, in pixels."""
@@ -30,6 +31,8 @@ _MOST_CLIP_ART = 14
 _NOT_CLIP_ART = ("star", "map", "computer", "hotel", "orange", "pen", "city", "man", "woman", "cloud", "window", "key")
 """Words whose clip art is icons, charts and colours."""
 _EMOJI_TABLES = ("noto", "twemoji", "fluent-flat")  # packages that say which code points an icon draws
+_EMOJI_ICONS = ("fluent-high-contrast", "emojione-monotone")  # icons that are named like the emoji they draw
+_ALL = {**PACKAGES, **ICONS}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Drawing:
 
     Args:
         concept: its name.
-        style: a key of `PACKAGES`.
+        style: a key of `PACKAGES` or `ICONS`.
         source: the picture's name in its package.
         file: a PNG with an alpha channel, relative to `folder()`.
     """
@@ -66,7 +69,7 @@ def render_drawings(concepts: Iterable[Concept], styles: Iterable[str] = tuple(P
     """
     concepts, found = tuple(concepts), []
     for style in styles:
-        listing = folder() / f"{style}-{PACKAGES[style].sha256[:12]}-{_fingerprint(concepts)}.json"
+        listing = folder() / f"{style}-{_ALL[style].sha256[:12]}-{_fingerprint(concepts)}.json"
         if not listing.is_file():
             made = [asdict(drawing) for drawing in _render_style(style, concepts)]
             fresh = listing.with_suffix(".new")
@@ -106,10 +109,19 @@ def _sources(style: str, concepts: tuple[Concept, ...]) -> Iterator[tuple[tuple[
                     yield (concept.name, _code(emoji)), data
     else:
         icons = json.loads(_archive(style)["package/icons.json"])
-        for concept in concepts:
-            for emoji in concept.emoji.split():
-                if (name := _icon(icons, emoji)) is not None:
-                    yield (concept.name, name), _svg(icons, name)
+        for drawn in _icons(style, icons, concepts):
+            yield drawn, _svg(icons, drawn[1])
+
+
+def _icons(style: str, icons: Mapping[str, Any], concepts: tuple[Concept, ...]) -> Iterator[tuple[str, str]]:
+    """`(concept, icon)` of a set."""
+    if style in ICONS and style not in _EMOJI_ICONS:
+        yield from icons_of(icons["icons"], (c.name for c in concepts if c.name not in _NOT_CLIP_ART))
+        return
+    for concept in concepts:
+        for emoji in concept.emoji.split():
+            if (name := _icon(icons, emoji)) is not None:
+                yield concept.name, name
 
 
 def _icon(icons: Mapping[str, Any], emoji: str) -> str | None:
@@ -149,7 +161,7 @@ def _code(emoji: str, *, keep_selector: bool = False) -> str:
 
 def _archive(style: str) -> Mapping[str, bytes]:
     """The files of an npm archive."""
-    with tarfile.open(PACKAGES[style].fetch()) as archive:
+    with tarfile.open(_ALL[style].fetch()) as archive:
         members = (m for m in archive if m.isfile() and m.name.endswith((".json", ".webp")))
         return {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,17 @@ def compose(things: Sequence[Image.Image], place: str, rng: Rng) -> Image.Image:
             picture.paste(shadow, (int(x) + 4, int(y) + 5), shadow)
         picture.paste(sprite, (int(x), int(y)), sprite)
     return _light(picture, rng)
+
+
+def coloured(icon: Image.Image, rng: Rng) -> Image.Image:
+    """An icon that is all black, RGBA, in a colour of its own, mostly a dark one; any other as it is."""
+    if any(channel.getextrema()[1] for channel in icon.split()[:3]):
+        return icon
+    value = rng.uniform(0, 0.25) if rng.random() < 0.25 else rng.uniform(0.15, 0.8)
+    colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.3, 1), value))
+    painted = Image.new("RGBA", icon.size, tuple(int(c) for c in 255 * colour))
+    painted.putalpha(icon.getchannel("A"))
+    return painted
 
 
 def _vary(drawing: Image.Image, side: float, rng: Rng) -> Image.Image:

@@ -22,7 +22,9 @@ UNSEEN_CONCEPTS = (
 """Chosen by hand: things that stories about other pictures can do without."""
 NEAR = 5
 """Two drawings whose hashes differ in at most so many of 64 bits count as one."""
-_FAMILY = {"fluent-3d": "fluent", "fluent-flat": "fluent"}  # the same shapes, shaded in two ways
+_FAMILY = {  # the same shapes, in other shades
+    "fluent-3d": "fluent", "fluent-flat": "fluent", "fluent-high-contrast": "fluent", "emojione-monotone": "emojione",
+}  # fmt: skip
 _LEAST_FAMILIES = 2
 
 
@@ -66,6 +68,18 @@ def split_drawings(concepts: Sequence[Concept], drawings: Iterable[Drawing]) -> 
     return _without_look_alikes(splits)
 
 
+def trained_icons(icons: Iterable[Drawing], splits: Splits) -> dict[str, list[Drawing]]:
+    """Icons of trained concepts that training may see: unlike every kept drawing, and of no kept family."""
+    kept = [d for split in (splits.picture, splits.style, splits.concept) for found in split.values() for d in found]
+    hashes = np.array([difference_hash(drawing.open()) for drawing in kept])
+    families = {(drawing.concept, _family(drawing)) for drawing in kept}
+    found: dict[str, list[Drawing]] = {}
+    for icon in icons:
+        if icon.concept in splits.train and (icon.concept, _family(icon)) not in families and _apart(icon, hashes):
+            found.setdefault(icon.concept, []).append(icon)
+    return found
+
+
 def _family(drawing: Drawing) -> str:
     if drawing.style == "openclipart":
         return f"openclipart/{drawing.source}"
@@ -78,17 +92,20 @@ def _order(concept: str, family: str) -> str:
 
 def _without_look_alikes(splits: Splits) -> Splits:
     trained = np.array([difference_hash(d.open()) for drawings in splits.train.values() for d in drawings])
-
-    def apart(drawing: Drawing) -> bool:
-        return bool((trained != difference_hash(drawing.open())).sum(axis=1).min() > NEAR)
-
     kept = {
         name: {
-            concept: rest for concept, found in getattr(splits, name).items() if (rest := list(filter(apart, found)))
+            concept: rest
+            for concept, found in getattr(splits, name).items()
+            if (rest := [drawing for drawing in found if _apart(drawing, trained)])
         }
         for name in ("picture", "style", "concept")
     }
     return Splits(train=splits.train, **kept)
+
+
+def _apart(drawing: Drawing, hashes: npt.NDArray[np.bool_]) -> bool:
+    """Whether a drawing looks like none of those whose hashes are given, `[n, 64]`."""
+    return not len(hashes) or bool((hashes != difference_hash(drawing.open())).sum(axis=1).min() > NEAR)
 
 
 def difference_hash(picture: Image.Image) -> npt.NDArray[np.bool_]:

@@ -22,10 +22,13 @@ from training.storybook.build import Size, build
 from training.storybook.concepts import load_concepts
 from training.storybook.drawings import Drawing
 from training.storybook.narrator import PLACES
-from training.storybook.splits import UNSEEN_STYLE, Splits, split_drawings
+from training.storybook.packages import ICONS, PACKAGES
+from training.storybook.splits import UNSEEN_STYLE, Splits, split_drawings, trained_icons
 
 NAMES = ("fox", "owl", "cat", "dog", "horse", "castle", "train", "apple", "queen", "rainbow", "llama", "avocado")
 STYLES = ("noto", "fxemoji", "emojione", "fluent-flat", UNSEEN_STYLE)
+ICON_STYLES = ("phosphor", "fluent-high-contrast")
+CARDS = 9
 STORIES = {"train": 8, "valid": 3, "test": 4}
 Lines = list[dict[str, Any]]
 
@@ -48,12 +51,13 @@ class Built:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
     """Twelve concepts in five styles, and few stories."""
     rendered = tmp_path_factory.mktemp("rendered")
-    made = drawings(rendered, NAMES, STYLES)
+    made = [*drawings(rendered, NAMES, STYLES), *drawings(rendered, NAMES, ICON_STYLES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.storybook.drawings.folder", lambda: rendered)
-        patch.setattr(building, "render_drawings", lambda concepts: made)
+        patch.setattr(building, "render_drawings",
+                      lambda concepts, styles=tuple(PACKAGES): [d for d in made if d.style in styles])  # fmt: skip
         patch.setattr(building, "_STORIES", {"valid": STORIES["valid"], "test": STORIES["test"]})
-        patch.setitem(building.SIZES, "tiny", Size(STORIES["train"]))
+        patch.setitem(building.SIZES, "tiny", Size(STORIES["train"], CARDS))
         yield patch
 
 
@@ -71,8 +75,9 @@ def built(small: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building._Writer, "_draw", noted)
         counts = build(folder, "tiny", seed=3)
-    made = building.render_drawings(load_concepts())
-    return Built(folder, counts, made, split_drawings(load_concepts(), made), shown)
+    concepts = load_concepts()
+    made, icons = building.render_drawings(concepts), building.render_drawings(concepts, ICONS)
+    return Built(folder, counts, [*made, *icons], split_drawings(concepts, made), shown)
 
 
 def held(split: dict[str, list[Drawing]]) -> set[Drawing]:
@@ -81,10 +86,13 @@ def held(split: dict[str, list[Drawing]]) -> set[Drawing]:
 
 def test_files_and_counts(built: Built) -> None:
     names = sorted(path.name for path in built.folder.iterdir())
-    assert names == sorted(["pictures", "sources.json", "grounding.jsonl", *(f"{name}.jsonl" for name in STORIES)])
+    others = ["pictures", "sources.json", "names.json", "grounding.jsonl", "cards.jsonl"]
+    assert names == sorted([*others, *(f"{name}.jsonl" for name in STORIES)])
     questions = sum(len(split) for split in (built.splits.picture, built.splits.style, built.splits.concept))
     assert (
-        built.counts == {**STORIES, "grounding": questions} == {name: len(built.lines(name)) for name in built.counts}
+        built.counts
+        == {**STORIES, "cards": CARDS, "grounding": questions}
+        == {name: len(built.lines(name)) for name in built.counts}
     )
     assert [path.name for path in built.folder.parent.iterdir()] == ["storybook"]
 
@@ -99,7 +107,7 @@ def test_stories_are_read_as_storystream(built: Built, name: str) -> None:
 
 
 def test_every_picture_is_listed_once_and_has_its_size(built: Built) -> None:
-    listed = [image for name in STORIES for line in built.lines(name) for image in line["images"]]
+    listed = [image for name in (*STORIES, "cards") for line in built.lines(name) for image in line["images"]]
     listed += [line["image"] for line in built.lines("grounding")]
     assert sorted(listed) == sorted(f"pictures/{path.name}" for path in (built.folder / "pictures").iterdir())
     with Image.open(built.folder / listed[0]) as picture:
@@ -135,6 +143,28 @@ def test_no_kept_drawing_is_trained_on(built: Built) -> None:
     assert len(used["train"]) > len(NAMES)
 
 
+def test_cards_show_icons_of_what_is_trained(built: Built) -> None:
+    concepts = {concept.name: concept for concept in load_concepts()}
+    icons = [icon for found in trained_icons(building.render_drawings((), ICONS), built.splits).values()
+             for icon in found]  # fmt: skip
+    kept = {(d.concept, d.style) for d in held(built.splits.picture)}
+    assert ("fluent-high-contrast" in {icon.style for icon in icons}) and len(icons) > CARDS
+    assert not [icon for icon in icons if (icon.concept, icon.style.replace("high-contrast", "flat")) in kept]
+    for line in built.lines("cards"):
+        (icon,) = built.shown[line["images"][0]]
+        assert icon in icons
+        assert (line["things"], line["captions"]) == (
+            [[icon.concept]], [f"This is {concepts[icon.concept].phrase}."]
+        )  # fmt: skip
+    check_pictures(read_stories(built.folder / "cards.jsonl"))
+
+
+def test_names_have_the_other_words_for_them(built: Built) -> None:
+    also = json.loads((built.folder / "names.json").read_text())
+    assert also["fox"] == ["vixen"] and "rainbow" not in also
+    assert also == {concept.name: list(concept.also) for concept in load_concepts() if concept.also}
+
+
 def test_questions_come_from_their_split(built: Built) -> None:
     concepts = {concept.name: concept for concept in load_concepts()}
     for line in built.lines("grounding"):
@@ -153,7 +183,7 @@ def test_questions_come_from_their_split(built: Built) -> None:
 def test_sources_name_every_drawing_and_its_licence(built: Built) -> None:
     sources = json.loads((built.folder / "sources.json").read_text())
     assert sorted(map(tuple, sources["drawings"])) == sorted((d.style, d.source, d.concept) for d in built.drawings)
-    for style in STYLES:
+    for style in (*STYLES, *ICON_STYLES):
         assert all(sources["packages"][style][key] for key in ("package", "version", "registry", "licence", "credit"))
 
 
@@ -166,7 +196,10 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(
 ) -> None:
     same, other = tmp_path / "same", tmp_path / "other"
     assert command.main(["build", "--out", str(same), "--size", "tiny", "--seed", "3"]) == 0
-    assert capsys.readouterr().out == f"train 8, valid 3, test 4, grounding {built.counts['grounding']} -> {same}\n"
+    assert (
+        capsys.readouterr().out
+        == f"train 8, valid 3, test 4, cards 9, grounding {built.counts['grounding']} -> {same}\n"
+    )
     assert contents(same) == contents(built.folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "compose", lambda things, place, rng: Image.new("RGB", (224, 224)))  # the words will do

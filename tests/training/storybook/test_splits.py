@@ -12,7 +12,15 @@ from PIL import Image
 from tests.training.storybook.synthetic import drawing, drawings
 from training.storybook.concepts import Concept
 from training.storybook.drawings import Drawing
-from training.storybook.splits import NEAR, UNSEEN_CONCEPTS, UNSEEN_STYLE, Splits, difference_hash, split_drawings
+from training.storybook.splits import (
+    NEAR,
+    UNSEEN_CONCEPTS,
+    UNSEEN_STYLE,
+    Splits,
+    difference_hash,
+    split_drawings,
+    trained_icons,
+)
 
 TRAINED_STYLES = ("fluent-3d", "fluent-flat", "noto", "fxemoji", "openclipart")
 NAMES = ("fox", "owl", "cat", "dog", "sun", "castle", "train", "apple", "pear", "queen", "hot air balloon", "llama")
@@ -156,3 +164,20 @@ def test_synthetic_drawings_differ(folder: Path) -> None:
     hashes = [difference_hash(d.open()) for d in drawings(folder, NAMES, TRAINED_STYLES)]
     apart = [int((a != b).sum()) for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(apart) > NEAR
+
+
+def test_icons_of_kept_families_and_look_alikes_of_kept_drawings_are_not_trained_on(folder: Path) -> None:
+    splits = split_drawings(CONCEPTS, drawings(folder, NAMES, ("fluent-3d", "noto", "fxemoji", UNSEEN_STYLE)))
+    kept_fluent = {name for name, found in splits.picture.items() if family(found[0])[1] == "fluent"}
+    assert kept_fluent and kept_fluent != set(splits.train)
+    look_alike = splits.style["fox"][0]
+    icons = [
+        *drawings(folder, NAMES, ["fluent-high-contrast", "phosphor"]),
+        drawing(folder, "owl", "phosphor", "copied", look_alike.open()),  # under another name
+    ]
+    found = trained_icons(icons, splits)
+    assert set(found) == set(NAMES) - {"llama"}
+    styles = {name: {icon.style for icon in icons} for name, icons in found.items()}
+    assert {name for name in found if "fluent-high-contrast" not in styles[name]} == kept_fluent
+    assert all("phosphor" in style for style in styles.values())
+    assert "copied" not in {icon.source for found_icons in found.values() for icon in found_icons}
