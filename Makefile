@@ -11,6 +11,9 @@ PYTHON =
 MODEL = seed-story-135m
 RECIPE = int8
 OUT = build/story
+# The float32 bundle that others are measured beside, and the bundles to measure (by default OUT).
+FLOAT = build/float32
+BUNDLES =
 
 DATA = build/storybook
 TRAINING = build/training
@@ -28,9 +31,11 @@ TESTS = tests
 override IMAGE := $(value IMAGE)
 override PROMPT := $(value PROMPT)
 override OUT := $(value OUT)
+override FLOAT := $(value FLOAT)
+override BUNDLES := $(value BUNDLES)
 override DATA := $(value DATA)
 override TRAINING := $(value TRAINING)
-export IMAGE PROMPT OUT DATA TRAINING
+export IMAGE PROMPT OUT FLOAT BUNDLES DATA TRAINING
 
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 WORKSTATION = $(VENV)/.workstation-ready
@@ -42,7 +47,7 @@ WHEELS = $(VENV)/wheels
 LLAMA = .venv-llama-cpp
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
-.PHONY: help setup export story storybook train evaluate certify test test-slow check format wheel bench-peers clean
+.PHONY: help setup export story storybook train evaluate quality certify test test-slow check format wheel bench-peers clean
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -72,6 +77,11 @@ train: storybook ## Train MODEL on DATA for MINUTES into TRAINING; run it again 
 
 evaluate: $(WORKSTATION) ## Does the bundle OUT tell about what is in the held-out pictures of DATA?
 	$(BIN)/python -m training.evaluate grounding --bundle "$$OUT" --data "$$DATA"
+
+quality: $(WORKSTATION) ## What do the bundles BUNDLES keep of the float32 model, and what do they cost?
+	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
+	@if [ ! -f "$$FLOAT/manifest.json" ]; then $(BIN)/python -m export --model $(MODEL) --recipe float32 --out "$$FLOAT"; fi
+	@$(BIN)/python -m quantization report $${BUNDLES:-"$$OUT"} --reference "$$FLOAT" --data "$$DATA" --plot "$$OUT-quality.png" --json
 
 certify: $(WORKSTATION) ## Prove that page PAGES of a story costs what page 5 does (exports first if there is no bundle)
 	@if [ ! -f "$$OUT/manifest.json" ]; then echo "No bundle at $$OUT yet: exporting $(MODEL), $(RECIPE)."; $(EXPORT); fi

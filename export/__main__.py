@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     from model.story_source import load_source
 
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
-    bundle = export_bundle(source, recipe, args.out, ExportOptions(cache, tuple(args.prefill)))
+    bundle = export_bundle(source, recipe, args.out, ExportOptions(cache, tuple(args.prefill), force=args.force))
     print(summary(bundle))
     if not source.qformer_trained:
         print("The Q-Former is untrained: a picture doesn't influence the story yet.")
@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="with multimodal-sink, whose anchors make room (default: %(default)s)")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="+", default=list(PREFILL_SIZES), metavar="N",
                         help="chunk sizes of the prefill graphs (default: 16 64 128)")  # fmt: skip
+    parser.add_argument("--force", action="store_true",
+                        help="write the bundle, marked, though it misses its recipe's bounds")  # fmt: skip
     return parser
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
 from model.layers import named_variables, numpy_of
 from model.story_source import StorySource
+from model.weights import fingerprint
 from quantization.quantize import quantize_graph
 from quantization.recipe import Recipe
 from seed_story import __version__
@@ -46,6 +47,7 @@ class ExportOptions:
     Args:
         cache: geometry of the cache.
         prefill_sizes: N of the `prefill_N` graphs, 2 or more (`decode` is the one of 1).
+        force: write a bundle that misses its recipe's bounds, marked in its manifest.
 
     Raises:
         UsageError: a size is below 2, or given twice.
@@ -53,6 +55,7 @@ class ExportOptions:
 
     cache: CacheConfig = field(default_factory=CacheConfig)
     prefill_sizes: tuple[int, ...] = PREFILL_SIZES
+    force: bool = False
 
     def __post_init__(self) -> None:
         sizes = self.prefill_sizes
@@ -82,8 +85,9 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
                                   hint="Is there enough free space and memory?") from error  # fmt: skip
         # Not `save`, whose errors have no class of their own.
         (part / TOKENIZER).write_text(source.tokenizer.to_str(pretty=True), encoding="utf-8")
-        parity = _gate(source, recipe, options, part, bar)
-        write_manifest(part, _manifest(source, recipe, options, parity, part))
+        parity = _gate(source, options, part, bar)
+        missed = check(parity, recipe, force=options.force)
+        write_manifest(part, _manifest(source, recipe, options, parity, missed, part))
     return Bundle.open(out)
 
 
@@ -119,7 +123,7 @@ class _Values(dict[str, Any]):
         return np.asarray(numpy_of(super().__getitem__(name)), np.float32)
 
 
-def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, bar: tqdm) -> Parity:
+def _gate(source: StorySource, options: ExportOptions, part: Path, bar: tqdm) -> Parity:
     bar.set_postfix_str("parity")
     config, threads = source.model.config, default_threads()
     vision = Vision((part / graph_file(VIT), part / graph_file(QFORMER)), config, backend="litert", threads=threads)
@@ -135,12 +139,17 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
     figures = measure_decoder(source.model, decoder, ids, bar.update)
     decoder.close()
     bar.update(1)
-    parity = Parity(vit, qformer, **figures)  # type: ignore[arg-type]
-    check(parity, recipe)
-    return parity
+    return Parity(vit, qformer, **figures)  # type: ignore[arg-type]
 
 
-def _manifest(source: StorySource, recipe: Recipe, options: ExportOptions, parity: Parity, part: Path) -> Manifest:
+def _manifest(
+    source: StorySource,
+    recipe: Recipe,
+    options: ExportOptions,
+    parity: Parity,
+    missed: Mapping[str, Mapping[str, float]],
+    part: Path,
+) -> Manifest:
     tokenizer = StoryTokenizer(part / TOKENIZER)
     versions = {"seed-story": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
     return Manifest(
@@ -158,6 +167,8 @@ def _manifest(source: StorySource, recipe: Recipe, options: ExportOptions, parit
         parity=parity.to_dict(),
         versions=versions,
         licences=source.licences,
+        weights=fingerprint(source.model),
+        missed_bounds=missed,
     )
 
 
@@ -171,11 +182,12 @@ def summary(bundle: Bundle) -> str:
         DECODER: f"mean KL {parity['decoder_mean_kl_nat']:.6f} nat, top-1 {100 * parity['decoder_top1']:.1f} %, "
         f"{parity['decoder_positions']} positions",
     }
+    mark = f"\nMISSED, and written with --force: {manifest.missed}" if manifest.missed else ""
     rows = [("graph", "recipe", "MB", "parity with the float32 model")]
     for graph, words in said.items():
         size = manifest.files[graph_file(graph)][1] / 1e6
         rows.append((graph, manifest.recipe, f"{size:.1f}", words))
-    return table(rows)
+    return table(rows) + mark
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

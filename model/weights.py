@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,15 @@ def without_prefix(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str
     """
     inner = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
     return inner or dict(tensors)
+
+
+def fingerprint(network: keras.Layer) -> str:
+    """Sha256 of every weight with its name and shape, 64 hex digits: equal for equal weights, however it was read."""
+    digest = hashlib.sha256()
+    for name, variable in sorted(named_variables(network).items()):
+        digest.update(f"{name} {tuple(variable.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(numpy_of(variable), np.float32).data)
+    return digest.hexdigest()
 
 
 def save_safetensors(network: keras.Layer, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,6 +57,9 @@ class Manifest:
         parity: figures of the export's gate.
         versions: of everything that made the bundle.
         licences: of the weights.
+        weights: sha256 of the float32 weights that the graphs were made from; empty in a bundle from before.
+        missed_bounds: figures of the gate outside their recipe's bounds, `got` and `bound` of each: of a bundle that
+            was written all the same (`export --force`).
     """
 
     name: str
@@ -71,6 +74,8 @@ class Manifest:
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
     licences: Mapping[str, str]
+    weights: str = ""
+    missed_bounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; `from_dict` reads it back."""
@@ -92,9 +97,16 @@ class Manifest:
             "files": {name: {"sha256": sha, "bytes": size} for name, (sha, size) in self.files.items()},
             "contract": {g: {s.name: s.to_dict() for s in entries} for g, entries in contract.items()},
             "parity": dict(self.parity),
+            "missed_bounds": {name: dict(values) for name, values in self.missed_bounds.items()},
+            "weights": self.weights,
             "versions": dict(self.versions),
             "licences": dict(self.licences),
         }
+
+    @property
+    def missed(self) -> str:
+        """The missed bounds in words; empty where there are none."""
+        return ", ".join(f"{name} {v['got']:.4g} (bound {v['bound']:g})" for name, v in self.missed_bounds.items())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -123,6 +135,8 @@ class Manifest:
                 parity=values["parity"],
                 versions=values["versions"],
                 licences=values["licences"],
+                weights=str(values.get("weights", "")),
+                missed_bounds=_missed(values.get("missed_bounds", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, ConfigError) as error:
             raise BundleError("the manifest is damaged", got=f"{type(error).__name__}: {error}",
@@ -134,6 +148,10 @@ class Manifest:
             raise BundleError("the manifest's contract isn't the one this version knows",
                               hint="Export the bundle again with this version.")  # fmt: skip
         return made
+
+
+def _missed(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {str(name): {end: float(one[end]) for end in ("got", "bound")} for name, one in values.items()}
 
 
 def _prompt(values: Mapping[str, Any]) -> Prompt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,27 +21,9 @@ from seed_story.certificate import (
     theil_sen,
     verdict,
 )
-from seed_story.chart import BLUE, GREEN, INK, ORANGE, PALE, PAPER, RED, Dots, Panel, draw_panel, font
-from seed_story.errors import SeedStoryError, UsageError
+from seed_story.chart import BLUE, GREEN, INK, ORANGE, PALE, PAPER, RED, Dots, Panel, draw_panel, font, save_image
 
 _WIDTH, _HEAD, _PANEL = 1600, 330, 430  # px
-
-
-def check_plot(file: Path) -> None:
-    """Finds out whether a plot can be written to `file`, before the minutes that the story takes.
-
-    Raises:
-        UsageError: the name isn't a PNG's, or there is no such folder.
-        SeedStoryError: nothing can be written there.
-    """
-    if file.suffix.lower() != ".png":
-        raise UsageError("the plot is a PNG file", got=file, expected="a name that ends with .png")
-    if not file.parent.is_dir():
-        raise UsageError("the folder of the plot doesn't exist", got=file.parent, expected="a folder")
-    if file.is_dir():
-        raise UsageError("the plot's name is a folder's", got=file, expected="a file")
-    if not os.access(file.parent, os.W_OK):
-        raise _unwritable(file, "no permission to write to its folder")
 
 
 def save_plot(file: Path, pages: Sequence[Page], findings: Sequence[Finding], caption: Sequence[str]) -> None:
@@ -54,18 +35,7 @@ def save_plot(file: Path, pages: Sequence[Page], findings: Sequence[Finding], ca
     Raises:
         SeedStoryError: it can't be written.
     """
-    hidden = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        plot(pages, findings, caption).save(hidden, format="PNG")
-        hidden.replace(file)
-    except OSError as error:
-        raise _unwritable(file, error.strerror or error) from error
-    finally:
-        hidden.unlink(missing_ok=True)
-
-
-def _unwritable(file: Path, got: object) -> SeedStoryError:
-    return SeedStoryError(f"the plot {file} can't be written", got=got, hint="Give another --plot.")
+    save_image(file, plot(pages, findings, caption))
 
 
 def plot(pages: Sequence[Page], findings: Sequence[Finding], caption: Sequence[str]) -> Image.Image:

@@ -30,7 +30,8 @@ from seed_story.certificate import (
     time_findings,
     verdict,
 )
-from seed_story.certificate_plot import check_plot, save_plot
+from seed_story.certificate_plot import save_plot
+from seed_story.chart import check_plot
 from seed_story.contract import DECODER
 from seed_story.device import cpu_model
 from seed_story.errors import SeedStoryError, UsageError

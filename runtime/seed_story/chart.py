@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from seed_story.errors import SeedStoryError, UsageError
 
 INK, PALE, GRID, PAPER = "#1f2430", "#5b6472", "#e3e6eb", "#ffffff"
 BLUE, ORANGE, GREEN, RED, BAND = "#1f5fa8", "#d9730d", "#1a7f45", "#c0262d", "#e2f2e6"
@@ -44,6 +48,7 @@ class Panel:
 
     Args:
         x: `[n]`.
+        labels: words beside the points of the first series, one for each; none by default.
         band: y from and to, what is allowed; None for no band.
     """
 
@@ -53,6 +58,7 @@ class Panel:
     x: NDArray[np.float64]
     series: Sequence[Dots]
     band: tuple[float, float] | None = None
+    labels: Sequence[str] = ()
 
     def limits(self) -> tuple[float, float]:
         """The y axis: the band, the lines, and all but the wildest points."""
@@ -63,6 +69,43 @@ class Panel:
         low, high = min(ends), max(ends)
         room = 0.12 * (high - low) or 0.5 * abs(high) or 1
         return low - room, high + room
+
+
+def check_plot(file: Path) -> None:
+    """Finds out whether a plot can be written to `file`, before the minutes that its figures take.
+
+    Raises:
+        UsageError: the name isn't a PNG's, or there is no such folder.
+        SeedStoryError: nothing can be written there.
+    """
+    if file.suffix.lower() != ".png":
+        raise UsageError("the plot is a PNG file", got=file, expected="a name that ends with .png")
+    if not file.parent.is_dir():
+        raise UsageError("the folder of the plot doesn't exist", got=file.parent, expected="a folder")
+    if file.is_dir():
+        raise UsageError("the plot's name is a folder's", got=file, expected="a file")
+    if not os.access(file.parent, os.W_OK):
+        raise _unwritable(file, "no permission to write to its folder")
+
+
+def save_image(file: Path, image: Image.Image) -> None:
+    """Writes a PNG whole or not at all.
+
+    Raises:
+        SeedStoryError: it can't be written.
+    """
+    hidden = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        image.save(hidden, format="PNG")
+        hidden.replace(file)
+    except OSError as error:
+        raise _unwritable(file, error.strerror or error) from error
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _unwritable(file: Path, got: object) -> SeedStoryError:
+    return SeedStoryError(f"the plot {file} can't be written", got=got, hint="Give another --plot.")
 
 
 @functools.cache
@@ -100,6 +143,11 @@ def draw_panel(image: Image.Image, box: Box, panel: Panel) -> None:
             x, y = place(x_high, end)
             draw.line([(x - 12, y), (x + 12, y)], fill=dots.colour, width=4)
             draw.line([(x, y), place(x_high, sum(dots.interval or ()) / 2)], fill=dots.colour, width=4)
+    for label, x, y in zip(panel.labels, panel.x.tolist(), panel.series[0].y.tolist(), strict=False):
+        across, height = place(x, y)
+        before = across > (left + right) / 2  # towards the middle, where there is room
+        side = -3 * _DOT if before else 3 * _DOT
+        draw.text((across + side, height), label, font=font(_SMALL), fill=INK, anchor="rm" if before else "lm")
     _legend(draw, right, box[1] + 44, panel)
 
 

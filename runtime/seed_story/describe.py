@@ -133,6 +133,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         },
         "special_tokens": special_tokens(bundle),
         "parity": dict(manifest.parity),
+        "missed_bounds": {name: dict(values) for name, values in manifest.missed_bounds.items()},
+        "weights": manifest.weights,
         "versions": dict(manifest.versions),
         "licences": dict(manifest.licences),
     }
@@ -165,6 +167,7 @@ def render(description: Mapping[str, Any]) -> str:
         ("pictures", " ... ".join(prompt["picture_tokens"])),
         ("specials", f"{len(tokens)}: {', '.join(tokens[:_MOST_TOKENS])}{more}"),
         ("parity", _lines(description["parity"])),
+        ("gate", _gate(description["missed_bounds"])),
         ("made with", _lines(description["versions"])),
         ("licences", _lines(description["licences"])),
     ]  # fmt: skip
@@ -177,6 +180,10 @@ def _network(graph: str, network: Mapping[str, Any]) -> str:
 
 def _graph(graph: str, facts: Mapping[str, Any]) -> str:
     return f"{graph_file(graph)}: {size_text(facts['bytes'])}: {', '.join(facts['signatures'])}"
+
+
+def _gate(missed: Mapping[str, Any]) -> str:
+    return f"MISSED, and written with --force:\n{_lines(missed)}" if missed else "passed"
 
 
 def _lines(values: Mapping[str, Any], prefix: str = "") -> str:

@@ -134,6 +134,8 @@ def _stream(story: Story, max_tokens: int, show: Callable[[str], None]) -> bool:
 def notes(manifest: Manifest, cache: CacheConfig, *, pictures: int, prompt_tokens: int) -> list[str]:
     """What the user should know before the story begins."""
     lines = []
+    if manifest.missed:
+        lines.append(f"this bundle misses its recipe's bounds and was written with --force: {manifest.missed}.")
     if pictures and not manifest.qformer_trained:
         lines.append("this bundle's Q-Former isn't trained: the picture doesn't influence the story yet.")
     room = cache.sinks + cache.ring
@@ -168,6 +170,7 @@ def summary(model: SEEDStory, story: Story, *, seed: int, interrupted: bool) -> 
         "name": manifest.name,
         "recipe": manifest.recipe,
         "qformer_trained": manifest.qformer_trained,
+        "missed_bounds": {name: dict(values) for name, values in manifest.missed_bounds.items()},
         "versions": versions(),
     }
 

@@ -20,9 +20,11 @@ import pytest
 from export.__main__ import main
 from export.export import ExportOptions, export_bundle, summary
 from model.story_source import load_source
-from quantization.recipe import Recipe, load_recipe, recipe_names
+from model.weights import fingerprint
+from quantization.recipe import FOLDER, Recipe, load_recipe, recipe_names
 from seed_story import __version__
 from seed_story.bundle import MANIFEST, TOKENIZER, Bundle
+from seed_story.cli import main as cli
 from seed_story.config import CacheConfig
 from seed_story.contract import GRAPHS, SCHEMA_VERSION, decoder_signatures
 from seed_story.errors import ExportError, ParityError, UsageError
@@ -116,6 +118,13 @@ def test_manifest_says_everything(export_tiny: Callable[[str], Path]) -> None:
     assert set(values["licences"]) >= {"decoder", "vision"}
 
 
+def test_a_bundle_says_which_weights_it_was_made_from(export_tiny: Callable[[str], Path], loud_bundle: Path) -> None:
+    """The same for every recipe, another for other weights."""
+    weights = [Bundle.open(export_tiny(recipe)).manifest.weights for recipe in ("float32", "int8")]
+    assert len(weights[0]) == 64 and weights[0] == weights[1] == fingerprint(load_source("tiny").model)
+    assert Bundle.open(loud_bundle).manifest.weights != weights[0]
+
+
 def test_summary_is_a_table(export_tiny: Callable[[str], Path]) -> None:
     lines = summary(Bundle.open(export_tiny("int8"))).splitlines()
     assert [line.split()[0] for line in lines] == ["graph", "vit", "qformer", "decoder"]
@@ -144,6 +153,27 @@ def test_failed_gate_writes_nothing(loud_bundle: Path, tmp_path: Path, old: bool
     assert list(tmp_path.iterdir()) == ([out] if old else [])
     if old:
         Bundle.open(out)
+
+
+def test_a_forced_bundle_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its manifest, at the end of the export, by `inspect`, and by `tell`; and it tells a story all the same."""
+    own = json.loads((FOLDER / "float32.json").read_text())
+    own["bounds"]["decoder_mean_kl_nat"]["bound"] = -1
+    (tmp_path / "strict.json").write_text(json.dumps({**own, "name": "strict"}))
+    out = tmp_path / "story"
+    arguments = [*TINY, "--recipe", str(tmp_path / "strict.json"), "--out", str(out)]
+    assert main(arguments) == 1 and not out.exists()
+    assert "--force" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    assert "MISSED, and written with --force: decoder_mean_kl_nat" in capsys.readouterr().out
+    missed = json.loads((out / MANIFEST).read_text())["missed_bounds"]
+    assert list(missed) == ["decoder_mean_kl_nat"] and missed["decoder_mean_kl_nat"]["bound"] == -1
+    assert cli(["inspect", str(out)]) == 0
+    assert "MISSED" in capsys.readouterr().out
+    assert cli(["inspect", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missed_bounds"] == missed
+    assert cli(["tell", "--bundle", str(out), "--prompt", "Once", "--max-tokens", "2"]) == 0
+    assert "misses its recipe's bounds" in capsys.readouterr().err
 
 
 def test_gate_looks_at_the_written_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

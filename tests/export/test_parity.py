@@ -54,6 +54,23 @@ def test_directions_of_the_bounds(figure: str) -> None:
         assert "Nothing was written" in caught.value.hint
 
 
+def test_force_lets_a_miss_through_and_says_which() -> None:
+    """But no figure that isn't a number: such graphs compute nonsense."""
+    bad = replace(GOOD, decoder_mean_kl_nat=0.02, decoder_top1=0.6)
+    assert check(bad, RECIPE, force=True) == {
+        "decoder_mean_kl_nat": {"got": 0.02, "bound": 0.01},
+        "decoder_top1": {"got": 0.6, "bound": 0.7},
+    }
+    assert check(GOOD, RECIPE, force=True) == check(GOOD, RECIPE) == {}
+    with pytest.raises(ParityError, match="decoder_mean_kl_nat") as caught:
+        check(bad, RECIPE)
+    assert "--force" in caught.value.hint
+    for nonsense in (math.nan, math.inf):
+        with pytest.raises(ParityError, match="decoder_mean_kl_nat") as caught:
+            check(replace(bad, decoder_mean_kl_nat=nonsense), RECIPE, force=True)
+        assert "--force" not in caught.value.hint
+
+
 @pytest.fixture(scope="module")
 def told(loud_bundle: Path) -> Iterator[SEEDStory]:
     with SEEDStory(loud_bundle, threads=1) as model:

@@ -55,6 +55,23 @@ def difference_interval(first: Sums, second: Sums, *, seed: int = 0) -> Interval
     return _percentiles(_means(first, drawn) - _means(second, drawn))
 
 
+def quantile_interval(values: Iterable[tuple[Hashable, float]], quantile: float, *, seed: int = 0) -> Interval | None:
+    """The interval of a quantile (0 to 1) of values that stand beside the name of their cluster.
+
+    Returns:
+        None for fewer than two clusters.
+    """
+    pairs = list(values)
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(cluster for cluster, _ in pairs))}
+    if len(numbers) < 2:
+        return None
+    found = np.array([value for _, value in pairs], np.float64)
+    order = np.argsort(found)
+    owners = np.array([numbers[cluster] for cluster, _ in pairs])[order]
+    reached = np.cumsum(_draws(len(numbers), np.random.default_rng(seed))[:, owners], axis=1)  # [resamples, values]
+    return _percentiles(found[order][np.argmax(reached >= quantile * reached[:, -1:], axis=1)])
+
+
 def crossed_interval(table: npt.ArrayLike, *, seed: int = 0) -> Interval | None:
     """The interval of a table's mean when its rows and its columns were both drawn by chance: both are resampled.
 

@@ -7,7 +7,7 @@ caption follows a picture with a line break and another caption with a space. Lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,20 @@ def looker(model: SEEDStory) -> Look:
 
 
 def token_losses(model: SEEDStory, example: Example, pictures: Sequence[Array]) -> Floats:
-    """The loss of each counted token of one story, nats, float64 `[counted]`.
+    """The loss of each counted token of one story, nats, float64 `[counted]`; arguments as `forced_logits` has them."""
+    forced = forced_logits(model, example, pictures)
+    return np.array([_nats(logits, int(example.labels[at])) for at, logits in forced], np.float64)
+
+
+def forced_logits(model: SEEDStory, example: Example, pictures: Sequence[Array]) -> Iterator[tuple[int, Array]]:
+    """Reads one story as it stands; what the model foretells at each counted position.
 
     Args:
         pictures: embeddings `[queries, hidden]` for the places of each picture, in order.
+
+    Yields:
+        A position of `example`, and the logits of the token after it, float32 `[vocab]`: a view that the next
+        overwrites.
     """
     model.begin()  # empties the cache
     places = example.ids < 0
@@ -99,13 +109,12 @@ def token_losses(model: SEEDStory, example: Example, pictures: Sequence[Array]) 
         rows[places] = np.concatenate(pictures)
     begins = np.flatnonzero(np.diff(places.astype(np.int8)) == 1).tolist()  # the tokens before the embeddings
     size = model.bundle.manifest.story.picture_tokens
-    losses, start = [], 0
+    start = 0
     for at in np.flatnonzero(counted(model, example)).tolist():
         shown = [range(begin - start, begin - start + size) for begin in begins if start <= begin < at]
         logits = model.decoder.feed(rows[start : at + 1], shown)
-        losses.append(_nats(logits, int(example.labels[at])))
+        yield at, logits
         start = at + 1
-    return np.array(losses, np.float64)
 
 
 def counted(model: SEEDStory, example: Example) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,155 @@
+"""The quality report: what bundles keep of the float reference, and what they cost.
+
+The reference is a float32 bundle of the same weights, run by the same runtime: so all that differs is quantization.
+That it is the network itself, the parity gate saw to when it was exported (`export/parity.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantization.cost import footprint, speeds
+from quantization.fidelity import all_figures
+from quantization.passages import picture_cosines, walk
+from seed_story.bundle import TOKENIZER, Bundle, graph_file
+from seed_story.contract import GRAPHS
+from seed_story.device import cpu_model
+from seed_story.errors import UsageError
+from seed_story.story import SEEDStory, default_threads
+from training.data import StoryRecord, check_pictures
+from training.evaluation.bootstrap import by_cluster, difference_interval, mean_interval
+from training.evaluation.grounding import BEGINNING, Told, tell_all
+from training.evaluation.items import PictureItem, subset
+
+FLOAT = "float32"
+"""The recipe of a reference."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report is measured on.
+
+    Args:
+        stories: held out of training, with pictures.
+        items: held-out pictures of known things, to tell about.
+    """
+
+    stories: Sequence[StoryRecord]
+    items: Sequence[PictureItem]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Args:
+        tokens: of the stories, to compare next-token distributions at.
+        pictures: of the stories, to compare features of.
+        told: pictures to tell about.
+        seed: of the subsets, the stories and the intervals.
+        threads: CPU threads of a call; by default all CPUs up to four.
+    """
+
+    tokens: int = 4000
+    pictures: int = 200
+    told: int = 40
+    seed: int = 0
+    threads: int | None = None
+
+
+def check_reference(reference: Bundle, bundles: Sequence[Bundle]) -> None:
+    """Whether the bundles can be compared with the reference.
+
+    Raises:
+        UsageError: it isn't float32, or a bundle is of other weights, or reads stories in another way.
+    """
+    if reference.manifest.recipe != FLOAT:
+        raise UsageError(f"the reference {reference.path} isn't {FLOAT}", got=reference.manifest.recipe, expected=FLOAT,
+                         hint="Export one with --recipe float32, and give it with --reference.")  # fmt: skip
+    for bundle in (reference, *bundles):
+        if not bundle.manifest.weights:
+            raise UsageError(f"{bundle.path} doesn't say which weights it was made from", hint="Export it again.")
+    theirs = _reading(reference)
+    for bundle in bundles:
+        mine = _reading(bundle)
+        different = [name for name in theirs if mine[name] != theirs[name]]
+        if different:
+            raise UsageError(f"{bundle.path} can't be compared with {reference.path}", got=f"other {different[0]}",
+                             expected=f"the same {', '.join(theirs)}",
+                             hint="Export the reference with the bundle's options and --recipe float32.")  # fmt: skip
+
+
+def _reading(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "weights": manifest.weights,
+        "tokenizer": manifest.files[TOKENIZER][0],
+        "prompt": manifest.prompt,
+        "cache": manifest.cache,
+    }
+
+
+def make_report(reference: Bundle, bundles: Sequence[Bundle], material: Material, plan: Plan) -> dict[str, Any]:
+    """Measures all bundles beside the reference.
+
+    Returns:
+        JSON values: `reference` and `bundles`, with a row of figures each.
+
+    Raises:
+        UsageError: the bundles can't be compared (see `check_reference`).
+        PictureError: a picture is missing.
+    """
+    check_reference(reference, bundles)
+    check_pictures(material.stories)
+    threads = plan.threads or default_threads()
+    pictures = subset(_pictures(material.stories), plan.pictures, plan.seed)
+    items = subset(material.items, plan.told, plan.seed, key=lambda item: item.split)
+    rows = [_identity(bundle) for bundle in (reference, *bundles)]
+    with contextlib.ExitStack() as opened:
+        models = [opened.enter_context(SEEDStory(bundle, threads=threads)) for bundle in (reference, *bundles)]
+        places, found = walk(models[0], models[1:], material.stories, tokens=plan.tokens)
+        for row, one in zip(rows[1:], found, strict=True):
+            row |= all_figures(places, one, seed=plan.seed)
+        for row, cosines in zip(rows[1:], picture_cosines(models[0], models[1:], pictures), strict=True):
+            row["picture_cosine"] = cosines
+        told = [tell_all(model, items, beginning=BEGINNING, seed=plan.seed) for model in models]
+        for row, stories in zip(rows, told, strict=True):
+            row["naming"] = _naming(stories, told[0], plan.seed)
+        for row, speed in zip(rows, speeds(models), strict=True):
+            row |= speed
+    for row, bundle in zip(rows, (reference, *bundles), strict=True):
+        row |= footprint(bundle.path, pictures[0], threads=threads)
+        row["size_ratio"] = row["bytes"] / rows[0]["bytes"]
+    return {"cpu": cpu_model(), "threads": threads, "seed": plan.seed, "reference": rows[0], "bundles": rows[1:]}
+
+
+def _pictures(stories: Sequence[StoryRecord]) -> list[Path]:
+    return list(dict.fromkeys(page.picture for story in stories for page in story.pages))
+
+
+def _identity(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "name": manifest.name,
+        "recipe": manifest.recipe,
+        "missed_bounds": {name: dict(values) for name, values in manifest.missed_bounds.items()},
+        "bytes": sum(size for _, size in manifest.files.values()),
+        "graph_bytes": {graph: manifest.files[graph_file(graph)][1] for graph in GRAPHS},
+    }
+
+
+def _naming(told: Sequence[Told], reference: Sequence[Told], seed: int) -> dict[str, Any]:
+    """The mission's own metric: does the beginning of the story name what is in the picture?"""
+    mine, theirs = (by_cluster((one.item.concept, one.named) for one in stories) for stories in (told, reference))
+    return {
+        "pictures": len(told),
+        "share": mine.mean,
+        "share_interval": mean_interval(mine, seed=seed),
+        "change": mine.mean - theirs.mean,
+        "change_interval": difference_interval(mine, theirs, seed=seed),
+    }
