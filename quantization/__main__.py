@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seed_story.cli import whole
 from seed_story.errors import UsageError
@@ -47,24 +47,35 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=whole(0), default=0, metavar="N", help="of subsets, stories and intervals (default: 0)")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
     add("--plot", type=Path, default=Path("quality.png"), metavar="FILE", help="the plot (default: %(default)s)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--sensitivity", action="store_true",
+                         help="instead: rank matrices by what each costs when it alone is quantized")  # fmt: skip
+    instead.add_argument("--locate", action="store_true",
+                         help="instead: name the first matrix that leaves the reference")  # fmt: skip
     add("--json", action="store_true", dest="as_json", help="print one JSON object as the last line")
     parser.set_defaults(run=_report)
 
 
 def _report(args: argparse.Namespace) -> int:
-    from quantization.render import save_pareto, to_markdown
-    from quantization.report import Plan, make_report
+    from quantization.render import located, ranking, save_pareto, to_markdown
+    from quantization.report import Plan, make_report, take_apart
     from seed_story.bundle import Bundle
     from seed_story.chart import check_plot
 
     check_plot(args.plot)
     plan = Plan(args.tokens, args.pictures, args.told, args.seed, args.threads)
-    material = _material(args.data)
-    report = make_report(_reference(args.reference), [Bundle.open(path) for path in args.bundles], material, plan)
-    save_pareto(args.plot, report)
-    write(to_markdown(report))
+    material, reference = _material(args.data), _reference(args.reference)
+    bundles = [Bundle.open(path) for path in args.bundles]
+    made: dict[str, Any]
+    if args.sensitivity or args.locate:
+        made = {"bundles": take_apart(reference, bundles, material, plan, ranked=args.sensitivity)}
+        write((ranking if args.sensitivity else located)(made["bundles"]))
+    else:
+        made = make_report(reference, bundles, material, plan)
+        save_pareto(args.plot, made)
+        write(to_markdown(made))
     if args.as_json:
-        write_json(report)
+        write_json(made)
     return 0
 
 

@@ -129,6 +129,34 @@ def _name(row: Row) -> str:
     return f"{row['recipe']}{' (forced)' if row['missed_bounds'] else ''}"
 
 
+def located(rows: Sequence[Row]) -> str:
+    """Where each bundle leaves the reference, as Markdown; of the other matrices, the worst of each graph."""
+    parts = []
+    for row in rows:
+        bad = row["first_bad"]
+        said = f"leaves the reference at {bad['graph']}, {bad['matrix']}" if bad else "has no matrix that stands out"
+        worst: dict[str, Row] = {}
+        for one in sorted(row["matrices"], key=lambda one: -one["own"]):
+            worst.setdefault(one["graph"], one)
+        shown = [bad, *worst.values()] if bad else list(worst.values())
+        cells = [[one["graph"], one["matrix"], f"{one['own']:.4f}", f"{one['inherited']:.4f}"] for one in shown]
+        head = ["graph", "matrix", "its own relative error", "with what it inherited"]
+        parts.append(f"**{_name(row)}** {said}.\n\n{table([head, *cells])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def ranking(rows: Sequence[Row]) -> str:
+    """What each matrix costs when it alone is quantized, as Markdown, the dearest of each graph first."""
+    parts = []
+    for row in rows:
+        head = ["graph", "matrix", "cost: KL in nat, or 1 - cosine", "positions or pictures"]
+        cells = [
+            [one["graph"], one["matrix"], f"{one['cost']:.3g}", str(one["measured"])] for one in row["sensitivity"]
+        ]
+        parts.append(f"**{_name(row)}**, each matrix quantized alone:\n\n{table([head, *cells])}")
+    return "\n\n".join(parts) + "\n"
+
+
 def save_pareto(file: Path, report: Row) -> None:
     """Draws divergence against size and against speed; the lower left, and the lower right, are best.
 

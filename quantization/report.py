@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from quantization.cost import footprint, speeds
 from quantization.fidelity import all_figures
+from quantization.locate import first_bad, locate
 from quantization.passages import picture_cosines, walk
+from quantization.sensitivity import sensitivity
 from seed_story.bundle import TOKENIZER, Bundle, graph_file
 from seed_story.contract import GRAPHS
 from seed_story.device import cpu_model
 from seed_story.errors import UsageError
 from seed_story.story import SEEDStory, default_threads
-from training.data import StoryRecord, check_pictures
+from training.data import PAGES, StoryRecord, check_pictures
 from training.evaluation.bootstrap import by_cluster, difference_interval, mean_interval
 from training.evaluation.grounding import BEGINNING, Told, tell_all
 from training.evaluation.items import PictureItem, subset
@@ -125,6 +127,38 @@ def make_report(reference: Bundle, bundles: Sequence[Bundle], material: Material
         row |= footprint(bundle.path, pictures[0], threads=threads)
         row["size_ratio"] = row["bytes"] / rows[0]["bytes"]
     return {"cpu": cpu_model(), "threads": threads, "seed": plan.seed, "reference": rows[0], "bundles": rows[1:]}
+
+
+def take_apart(
+    reference: Bundle, bundles: Sequence[Bundle], material: Material, plan: Plan, *, ranked: bool
+) -> list[dict[str, Any]]:
+    """Looks at every matrix of the bundles.
+
+    Args:
+        ranked: by what it costs when it alone is quantized; else whether it computes what the reference's does.
+
+    Returns:
+        For each bundle its recipe, and `sensitivity`, a list of `Cost`; or `matrices`, a list of `Reading`, and
+        `first_bad`, one of them or null.
+
+    Raises:
+        UsageError: the bundles can't be compared, or taken apart.
+    """
+    check_reference(reference, bundles)
+    check_pictures(material.stories)
+    threads, rows = plan.threads or default_threads(), []
+    pictures, texts = _pictures(material.stories), [page.caption for s in material.stories for page in s.pages]
+    for bundle in bundles:
+        row = _identity(bundle)
+        with SEEDStory(reference, threads=threads) as truth, SEEDStory(bundle, threads=threads) as model:
+            if ranked:
+                row["sensitivity"] = [asdict(cost) for cost in sensitivity(truth, model, pictures, texts)]
+            else:
+                readings = locate(truth, model, pictures[0], " ".join(texts[:PAGES]))
+                bad = first_bad(readings)
+                row |= {"matrices": [asdict(one) for one in readings], "first_bad": bad and asdict(bad)}
+        rows.append(row)
+    return rows
 
 
 def _pictures(stories: Sequence[StoryRecord]) -> list[Path]:

@@ -1,0 +1,129 @@
+"""`--locate` names the layer that was corrupted, and `--sensitivity` prices each matrix as a graph with it alone does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantization.__main__ import main
+from quantization.locate import Reading, first_bad, locate, step_inputs
+from quantization.quantize import quantize_graph
+from quantization.recipe import load_recipe
+from quantization.sensitivity import sensitivity
+from quantization.surgery import OpenGraph, Runner
+from seed_story.bundle import MANIFEST, graph_file
+from seed_story.errors import UsageError
+from seed_story.files import file_sha256
+from seed_story.story import SEEDStory
+from training.data import read_stories
+
+TEXT = "Once upon a time, a fox hid in a log."
+
+
+def damaged(
+    bundle: Path, folder: Path, graph: str, damage: Callable[[np.ndarray], np.ndarray], nth: int
+) -> tuple[Path, str]:
+    """A copy of which one matrix's stored bytes are changed, and that matrix's name."""
+    shutil.copytree(bundle, folder)
+    file = folder / graph_file(graph)
+    signature = {"vit": "encode", "qformer": "project", "decoder": "prefill_8"}[graph]
+    opened = OpenGraph(file, signature)
+    matrix = opened.matrices()[nth]
+    old = opened.content(matrix.w).tobytes()
+    assert len(old) > 100
+    data = file.read_bytes()
+    assert data.count(old) == 1
+    file.write_bytes(data.replace(old, damage(np.frombuffer(old, np.int8)).tobytes()))
+    values = json.loads((folder / MANIFEST).read_text())
+    values["files"][file.name]["sha256"] = file_sha256(file)
+    (folder / MANIFEST).write_text(json.dumps(values))
+    return folder, matrix.name
+
+
+def shuffled(values: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).permutation(values)
+
+
+@pytest.mark.parametrize(
+    ("graph", "nth", "damage"),
+    [("decoder", 3, shuffled), ("decoder", 4, np.zeros_like), ("vit", 5, shuffled), ("qformer", 7, np.negative)],
+)
+def test_the_corrupted_layer_is_named(
+    loud_bundle: Path, loud_int8: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    graph: str, nth: int, damage: Callable[[np.ndarray], np.ndarray],
+) -> None:  # fmt: skip
+    bad, name = damaged(loud_int8, tmp_path / "bad", graph, damage, nth)
+    arguments = ("report", bad, "--reference", loud_bundle, "--data", held_out, "--locate", "--json", "--threads", "1")
+    assert main([*map(str, arguments)]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])["bundles"][0]["first_bad"]
+    assert found["graph"] == graph
+    assert found["own"] > 0.5
+    if graph == "decoder":  # the picture graphs' names hold numbers that each export counts anew
+        assert found["matrix"] == name
+        assert f"leaves the reference at decoder, {name}" in out
+
+
+def test_a_good_bundle_has_no_bad_layer(loud_bundle: Path, loud_int8: Path, held_out: Path) -> None:
+    picture = read_stories(held_out / "test.jsonl")[0].pages[0].picture
+    with SEEDStory(loud_bundle, threads=1) as reference, SEEDStory(loud_int8, threads=1) as model:
+        same = locate(reference, reference, picture, TEXT)
+        readings = locate(reference, model, picture, TEXT)
+    assert first_bad(same) is None and first_bad(readings) is None
+    assert max(one.own for one in same) < 1e-5 and max(one.inherited for one in same) == 0
+    assert 1e-4 < max(one.own for one in readings) < 0.1
+    names = [one.matrix for one in readings if one.graph == "decoder"]
+    assert names == [f"layers_{i}_{kind}" for i in range(2) for kind in ("qkv", "o", "gate_up", "down")] + [
+        "embed_tokens"
+    ]
+
+
+def test_the_first_is_named_and_its_heirs_are_not() -> None:
+    good, worse, bad = (Reading("decoder", str(own), own, own) for own in (0.01, 0.2, 0.9))
+    assert first_bad([good, worse, good, bad, good]) == bad
+    assert first_bad([good, worse]) is None
+    assert first_bad([Reading("vit", "nan", float("nan"), 0.0), good]) is not None
+    assert first_bad([bad] * 5) is None  # a recipe that folds scales into every matrix
+
+
+def test_a_cost_is_that_of_a_graph_quantized_by_the_quantizer(
+    loud_bundle: Path, loud_int8: Path, held_out: Path, tmp_path: Path
+) -> None:
+    """litert-quantizer is told to quantize one matrix only; its graph is run on the same pieces of text."""
+    stories = read_stories(held_out / "test.jsonl")
+    pictures = [page.picture for story in stories for page in story.pages]
+    with SEEDStory(loud_bundle, threads=1) as reference, SEEDStory(loud_int8, threads=1) as model:
+        costs = {(c.graph, c.matrix): c for c in sensitivity(reference, model, pictures, [TEXT * 5])}
+        ids = reference.tokenizer.encode(TEXT * 5)
+        pieces = [step_inputs(reference, ids[at : at + 4], 4) for at in range(0, len(ids) - 3, 4)][:32]
+    decoder = [name for graph, name in costs if graph == "decoder"]
+    assert len(decoder) == 9 and {"vit", "qformer"} <= {graph for graph, _ in costs}
+    assert [costs["decoder", name].cost for name in decoder] == sorted(
+        (costs["decoder", name].cost for name in decoder), reverse=True
+    )
+    opened = OpenGraph(loud_bundle / "decoder.tflite", "prefill_4")
+    opened.write(tmp_path / "float.tflite")
+    kind = "layers_1_down"
+    scope = opened.graph.tensors[next(m.y for m in opened.matrices() if m.name == kind)].name.decode()
+    (tmp_path / "source.tflite").write_bytes((tmp_path / "float.tflite").read_bytes())
+    entry = next(e for e in load_recipe("int8").graphs["decoder"] if e["operation"] == "FULLY_CONNECTED")
+    quantize_graph(tmp_path / "source.tflite", tmp_path / "one.tflite", [{**entry, "regex": f"^{scope};?$"}])
+    runs = [Runner(tmp_path / name, 1) for name in ("float.tflite", "one.tflite")]
+    kl = []
+    for piece in pieces:
+        a, b = (run(piece)["logits"][0].astype(np.float64) for run in runs)
+        p, q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (a, b))
+        kl.append((np.exp(p) * (p - q)).sum())
+    assert np.mean(kl) > 1e-8
+    assert costs["decoder", kind].cost == pytest.approx(np.mean(kl), rel=1e-3)
+    assert costs["decoder", kind].measured == len(pieces)
+
+
+def test_a_signature_that_isnt_there(loud_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="no signature prefill_99"):
+        OpenGraph(loud_bundle / "decoder.tflite", "prefill_99")
