@@ -47,13 +47,13 @@ WHEELS = $(VENV)/wheels
 LLAMA = .venv-llama-cpp
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
-.PHONY: help setup export story storybook train evaluate quality certify test test-slow check format wheel bench-peers clean
+.PHONY: help setup export story storybook train evaluate quality certify test test-slow check format wheel bench-peers quality-peers clean
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: MODEL=$(MODEL) RECIPE=$(RECIPE) OUT=build/story IMAGE=... PROMPT="..."'
 	@echo '           SEED=$(SEED) MAX_TOKENS=$(MAX_TOKENS) PAGES=$(PAGES) TESTS=$(TESTS) PYTHON=python3.12'
 
@@ -112,6 +112,18 @@ bench-peers: $(WORKSTATION) ## Speed beside llama.cpp on the same weights, in on
 	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
 	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet 'llama-cpp-python==0.3.36'
 	$(BIN)/python -m benchmarks.peers --bundle "$$OUT" --llama-python $(LLAMA)/bin/python \
+	  --gguf "$$($(BIN)/python -c 'from model.presets import SEED_STORY_135M as m; print(m.decoder.fetch())')"
+
+# The base model's decoder, without what training added: that is what the GGUF file holds.
+quality-peers: $(WORKSTATION) ## What quantization costs beside llama.cpp's, on the same weights and text
+	@for recipe in float32 $(RECIPE); do \
+	  [ -f "build/base-$$recipe/manifest.json" ] || \
+	    $(BIN)/python -m export --model $(MODEL) --checkpoint none --recipe $$recipe --out "build/base-$$recipe" || exit 1; \
+	done
+	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
+	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet 'llama-cpp-python==0.3.36'
+	$(BIN)/python -m benchmarks.quality_peers "build/base-$(RECIPE)" --reference build/base-float32 --data "$$DATA" \
+	  --llama-python $(LLAMA)/bin/python \
 	  --gguf "$$($(BIN)/python -c 'from model.presets import SEED_STORY_135M as m; print(m.decoder.fetch())')"
 
 clean: ## Remove the bundle OUT and what else was built; the data set, trainings, .venv and the weights stay

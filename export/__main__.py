@@ -45,8 +45,11 @@ def _run(args: argparse.Namespace) -> int:
         tf.zeros(1)
     from export.export import ExportOptions, export_bundle, summary
     from model.story_source import load_source
+    from model.vocabulary import read_corpus, trim_source
 
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
+    if args.trim_vocabulary:
+        source = trim_source(source, read_corpus(args.trim_vocabulary))
     bundle = export_bundle(source, recipe, args.out, ExportOptions(cache, tuple(args.prefill), force=args.force))
     print(summary(bundle))
     if not source.qformer_trained:
@@ -72,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="with multimodal-sink, whose anchors make room (default: %(default)s)")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="+", default=list(PREFILL_SIZES), metavar="N",
                         help="chunk sizes of the prefill graphs (default: 16 64 128)")  # fmt: skip
+    parser.add_argument("--trim-vocabulary", type=Path, metavar="CORPUS",
+                        help="keep only the tokens that this text file or StoryStream .jsonl uses")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="write the bundle, marked, though it misses its recipe's bounds")  # fmt: skip
     return parser

@@ -101,7 +101,7 @@ def tokenizer_from_folder(path: str | Path) -> Tokenizer:
 
 def byte_tokenizer() -> Tokenizer:
     """A tokenizer of bytes, for tests: id b is byte b; then end of text, start and end of a turn."""
-    letters = _byte_letters()
+    letters = byte_letters()
     tokenizer = Tokenizer(BPE({letter: byte for byte, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = ByteLevelDecoder()
@@ -215,7 +215,7 @@ def _added(content: str, special: bool = True) -> AddedToken:
     return AddedToken(content, normalized=False, special=special)
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """GPT-2's letter for every byte, in the order of the bytes."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))

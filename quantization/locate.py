@@ -48,9 +48,10 @@ class Reading:
 def first_bad(readings: Sequence[Reading]) -> Reading | None:
     """The first matrix that computes something else; None if all are as good as quantization lets them be."""
     for graph in GRAPHS:
-        own = [one.own for one in readings if one.graph == graph]
-        for one in readings:
-            if one.graph == graph and not one.own <= max(LIMIT, _TIMES * float(np.nanmedian(own))):
+        own = [one for one in readings if one.graph == graph]
+        usual = float(np.median([one.own for one in own if np.isfinite(one.own)] or [0.0]))
+        for one in own:
+            if not one.own <= max(LIMIT, _TIMES * usual):  # a NaN isn't
                 return one
     return None
 

@@ -1,4 +1,4 @@
-"""`--locate` names the layer that was corrupted, and `--sensitivity` prices each matrix as a graph with it alone does."""
+"""`--locate` names the layer that was corrupted; `--sensitivity` prices a matrix as a graph with it alone does."""
 
 from __future__ import annotations
 
