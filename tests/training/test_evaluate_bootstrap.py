@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.bootstrap import Sums, by_cluster, crossed_interval, difference_interval, mean_interval
+from training.evaluation.bootstrap import (
+    Sums,
+    by_cluster,
+    crossed_interval,
+    difference_interval,
+    mean_interval,
+    quantile_interval,
+)
 
 Z = 1.959964
 """The normal distribution's 97.5 % quantile."""
@@ -68,9 +75,21 @@ def test_crossed_resamples_rows_and_columns() -> None:
     assert_half_width(crossed_interval(table), table.mean(), half)
 
 
+def test_of_a_quantile_it_is_the_order_statistics_one() -> None:
+    """The rank of the median has the binomial's deviation: ranks n/2 -+ z sqrt(n)/2 (Efron and Tibshirani)."""
+    values = np.sort(np.random.default_rng(6).normal(size=400))
+    half = int(round(Z * np.sqrt(400) / 2))
+    low, high = quantile_interval(enumerate(values.tolist()), 0.5) or (0, 0)
+    assert values[200 - half - 5] <= low <= values[200 - half + 4]
+    assert values[200 + half - 5] <= high <= values[200 + half + 4]
+    twice = [(cluster, value) for cluster, value in enumerate(values.tolist()) for _ in range(3)]
+    assert quantile_interval(twice, 0.5) == pytest.approx([low, high])
+
+
 def test_nothing_to_resample() -> None:
     one = singles(np.ones(1))
     assert mean_interval(one) is None and difference_interval(one, one) is None
+    assert quantile_interval([(0, 1.0), (0, 2.0)], 0.5) is None
     assert crossed_interval(np.ones((1, 9))) is None and crossed_interval(np.ones((9, 1))) is None
 
 
