@@ -19,6 +19,7 @@ import numpy.typing as npt
 from keras import ops
 
 from model.story_model import StoryModel
+from quantization.fidelity import log_softmax, row_cosines
 from quantization.recipe import Recipe
 from seed_story.config import CacheConfig
 from seed_story.decoder import Decoder
@@ -108,17 +109,11 @@ def measure_vision(model: StoryModel, vision: Vision) -> tuple[float, float]:
         features = ops.convert_to_numpy(model.vision(picture[None]))
         embeddings = ops.convert_to_numpy(model.qformer(features))
         cosines.append((
-            _least_cosine(vision.features(picture[None]), features),
-            _least_cosine(vision.embeddings(picture[None]), embeddings[0]),
+            row_cosines(vision.features(picture[None]), features).min(),
+            row_cosines(vision.embeddings(picture[None]), embeddings[0]).min(),
         ))  # fmt: skip
     vit, qformer = np.min(cosines, axis=0)  # NumPy's minimum keeps a NaN, Python's may lose it
     return float(vit), float(qformer)
-
-
-def _least_cosine(got: Floats, expected: Floats) -> float:
-    a, b = (rows.reshape(-1, rows.shape[-1]).astype(np.float64) for rows in (got, expected))
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.min((a * b).sum(1) / np.maximum(norms, 1e-30)))
 
 
 def prefill_lengths(decoder: Decoder) -> list[int]:
@@ -152,7 +147,7 @@ def measure_decoder(
     ends = np.cumsum([*chunks, *[1] * (len(ids) - sum(chunks))])
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         logits = decoder.feed(decoder.embed(ids[start:end]))
-        mine, theirs = _log_softmax(logits), reference(int(end) - 1)
+        mine, theirs = log_softmax(logits), reference(int(end) - 1)
         kl.append(float((np.exp(theirs) * (theirs - mine)).sum()))
         agree.append(int(mine.argmax()) == int(theirs.argmax()))
         offset = np.median(mine - theirs)
@@ -178,11 +173,6 @@ def reference_log_probabilities(
     hidden = model.llama.hidden(embeddings, cache=cache)
 
     def at(position: int) -> npt.NDArray[np.float64]:
-        return _log_softmax(ops.convert_to_numpy(model.llama.head(hidden[0, position : position + 1]))[0])
+        return log_softmax(ops.convert_to_numpy(model.llama.head(hidden[0, position : position + 1]))[0])
 
     return at
-
-
-def _log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))

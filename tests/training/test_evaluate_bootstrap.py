@@ -78,12 +78,18 @@ def test_crossed_resamples_rows_and_columns() -> None:
 def test_of_a_quantile_it_is_the_order_statistics_one() -> None:
     """The rank of the median has the binomial's deviation: ranks n/2 -+ z sqrt(n)/2 (Efron and Tibshirani)."""
     values = np.sort(np.random.default_rng(6).normal(size=400))
-    half = int(round(Z * np.sqrt(400) / 2))
+    half = round(Z * np.sqrt(400) / 2)
     low, high = quantile_interval(enumerate(values.tolist()), 0.5) or (0, 0)
     assert values[200 - half - 5] <= low <= values[200 - half + 4]
     assert values[200 + half - 5] <= high <= values[200 + half + 4]
     twice = [(cluster, value) for cluster, value in enumerate(values.tolist()) for _ in range(3)]
     assert quantile_interval(twice, 0.5) == pytest.approx([low, high])
+
+
+def test_of_a_quantile_clusters_bring_all_their_values() -> None:
+    """Drawn are a and a, a and b, or b and b: the 0.9 quantiles are 10, 10 and 3."""
+    values = [("a", 10.0), ("b", 1.0), ("b", 2.0), ("b", 3.0)]
+    assert quantile_interval(values, 0.9) == [3.0, 10.0]
 
 
 def test_nothing_to_resample() -> None:
