@@ -129,6 +129,11 @@ def _name(row: Row) -> str:
     return f"{row['recipe']}{' (forced)' if row['missed_bounds'] else ''}"
 
 
+def number(value: float | None, form: str = ".4f") -> str:
+    """A figure of one matrix."""
+    return "no number" if value is None else f"{value:{form}}"
+
+
 def located(rows: Sequence[Row]) -> str:
     """Where each bundle leaves the reference, as Markdown; of the other matrices, the worst of each graph."""
     parts = []
@@ -136,10 +141,10 @@ def located(rows: Sequence[Row]) -> str:
         bad = row["first_bad"]
         said = f"leaves the reference at {bad['graph']}, {bad['matrix']}" if bad else "has no matrix that stands out"
         worst: dict[str, Row] = {}
-        for one in sorted(row["matrices"], key=lambda one: -one["own"]):
+        for one in sorted(row["matrices"], key=lambda one: -(math.inf if one["own"] is None else one["own"])):
             worst.setdefault(one["graph"], one)
         shown = [bad, *worst.values()] if bad else list(worst.values())
-        cells = [[one["graph"], one["matrix"], f"{one['own']:.4f}", f"{one['inherited']:.4f}"] for one in shown]
+        cells = [[one["graph"], one["matrix"], number(one["own"]), number(one["inherited"])] for one in shown]
         head = ["graph", "matrix", "its own relative error", "with what it inherited"]
         parts.append(f"**{_name(row)}** {said}.\n\n{table([head, *cells])}")
     return "\n\n".join(parts) + "\n"
@@ -150,9 +155,8 @@ def ranking(rows: Sequence[Row]) -> str:
     parts = []
     for row in rows:
         head = ["graph", "matrix", "cost: KL in nat, or 1 - cosine", "positions or pictures"]
-        cells = [
-            [one["graph"], one["matrix"], f"{one['cost']:.3g}", str(one["measured"])] for one in row["sensitivity"]
-        ]
+        costs = row["sensitivity"]
+        cells = [[one["graph"], one["matrix"], number(one["cost"], ".3g"), str(one["measured"])] for one in costs]
         parts.append(f"**{_name(row)}**, each matrix quantized alone:\n\n{table([head, *cells])}")
     return "\n\n".join(parts) + "\n"
 

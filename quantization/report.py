@@ -7,20 +7,21 @@ That it is the network itself, the parity gate saw to when it was exported (`exp
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from quantization.cost import footprint, speeds
-from quantization.fidelity import all_figures
-from quantization.locate import first_bad, locate
+from quantization.fidelity import Divergence, all_figures
+from quantization.locate import Reading, first_bad, locate
 from quantization.passages import picture_cosines, walk
-from quantization.sensitivity import sensitivity
+from quantization.sensitivity import Cost, sensitivity
 from seed_story.bundle import TOKENIZER, Bundle, graph_file
 from seed_story.contract import GRAPHS
 from seed_story.device import cpu_model
-from seed_story.errors import UsageError
+from seed_story.errors import SeedStoryError, UsageError
 from seed_story.story import SEEDStory, default_threads
 from training.data import PAGES, StoryRecord, check_pictures
 from training.evaluation.bootstrap import by_cluster, difference_interval, mean_interval
@@ -115,6 +116,7 @@ def make_report(reference: Bundle, bundles: Sequence[Bundle], material: Material
         models = [opened.enter_context(SEEDStory(bundle, threads=threads)) for bundle in (reference, *bundles)]
         places, found = walk(models[0], models[1:], material.stories, tokens=plan.tokens)
         for row, one in zip(rows[1:], found, strict=True):
+            _check_numbers(row["bundle"], one)
             row |= all_figures(places, one, seed=plan.seed)
         for row, cosines in zip(rows[1:], picture_cosines(models[0], models[1:], pictures), strict=True):
             row["picture_cosine"] = cosines
@@ -127,6 +129,19 @@ def make_report(reference: Bundle, bundles: Sequence[Bundle], material: Material
         row |= footprint(bundle.path, pictures[0], threads=threads)
         row["size_ratio"] = row["bytes"] / rows[0]["bytes"]
     return {"cpu": cpu_model(), "threads": threads, "seed": plan.seed, "reference": rows[0], "bundles": rows[1:]}
+
+
+def _check_numbers(bundle: str, found: Sequence[Divergence]) -> None:
+    nonsense = sum(not math.isfinite(one.kl) for one in found)
+    if nonsense:
+        raise SeedStoryError(f"{bundle} computes nonsense", got=f"{nonsense} of {len(found)} figures no number",
+                             hint="Find the layer with --locate.")  # fmt: skip
+
+
+def _plain(reading: Reading | Cost) -> dict[str, Any]:
+    """As JSON values, which have null in the place of what isn't a number."""
+    return {name: None if value != value or value in (math.inf, -math.inf) else value
+            for name, value in asdict(reading).items()}  # fmt: skip
 
 
 def take_apart(
@@ -152,11 +167,11 @@ def take_apart(
         row = _identity(bundle)
         with SEEDStory(reference, threads=threads) as truth, SEEDStory(bundle, threads=threads) as model:
             if ranked:
-                row["sensitivity"] = [asdict(cost) for cost in sensitivity(truth, model, pictures, texts)]
+                row["sensitivity"] = list(map(_plain, sensitivity(truth, model, pictures, texts)))
             else:
                 readings = locate(truth, model, pictures[0], " ".join(texts[:PAGES]))
                 bad = first_bad(readings)
-                row |= {"matrices": [asdict(one) for one in readings], "first_bad": bad and asdict(bad)}
+                row |= {"matrices": list(map(_plain, readings)), "first_bad": bad and _plain(bad)}
         rows.append(row)
     return rows
 

@@ -35,10 +35,11 @@ def damaged(
     opened = OpenGraph(file, signature)
     matrix = opened.matrices()[nth]
     old = opened.content(matrix.w).tobytes()
-    assert len(old) > 100
     data = file.read_bytes()
     assert data.count(old) == 1
-    file.write_bytes(data.replace(old, damage(np.frombuffer(old, np.int8)).tobytes()))
+    made = damage(np.frombuffer(old, np.int8)).tobytes()
+    assert len(made) == len(old) > 100
+    file.write_bytes(data.replace(old, made))
     values = json.loads((folder / MANIFEST).read_text())
     values["files"][file.name]["sha256"] = file_sha256(file)
     (folder / MANIFEST).write_text(json.dumps(values))
@@ -67,6 +68,26 @@ def test_the_corrupted_layer_is_named(
     if graph == "decoder":  # the picture graphs' names hold numbers that each export counts anew
         assert found["matrix"] == name
         assert f"leaves the reference at decoder, {name}" in out
+
+
+def test_a_bundle_that_computes_no_numbers(
+    loud_bundle: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report sends the user to `--locate`, which names the layer."""
+
+    def unknown(values: np.ndarray) -> np.ndarray:
+        return np.full(len(values) // 4, np.nan, np.float32)
+
+    bad, name = damaged(loud_bundle, tmp_path / "bad", "decoder", unknown, 2)
+    arguments = ("report", bad, "--reference", loud_bundle, "--data", held_out, "--threads", "1", "--json",
+                 "--tokens", "5", "--plot", tmp_path / "plot.png")  # fmt: skip
+    assert main([*map(str, arguments)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "computes nonsense; got 5 of 5" in err and "--locate" in err
+    assert main([*map(str, arguments), "--locate"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["bundles"][0]["first_bad"]["matrix"] == name
+    assert f"leaves the reference at decoder, {name}" in out and "no number" in out
 
 
 def test_a_good_bundle_has_no_bad_layer(loud_bundle: Path, loud_int8: Path, held_out: Path) -> None:
