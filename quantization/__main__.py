@@ -72,8 +72,8 @@ def _report(args: argparse.Namespace) -> int:
         write((ranking if args.sensitivity else located)(made["bundles"]))
     else:
         made = make_report(reference, bundles, material, plan)
-        save_pareto(args.plot, made)
         write(to_markdown(made))
+        save_pareto(args.plot, made)
     if args.as_json:
         write_json(made)
     return 0

@@ -70,6 +70,11 @@ class Panel:
         room = 0.12 * (high - low) or 0.5 * abs(high) or 1
         return low - room, high + room
 
+    def extent(self) -> tuple[float, float]:
+        """The x axis: from the first point to the last; around the only one."""
+        low, high = float(self.x.min()), float(self.x.max())
+        return (low, high) if low < high else (low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2)
+
 
 def check_plot(file: Path) -> None:
     """Finds out whether a plot can be written to `file`, before the minutes that its figures take.
@@ -122,10 +127,10 @@ def draw_panel(image: Image.Image, box: Box, panel: Panel) -> None:
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = box[0] + _LEFT, box[1] + _TOP, box[2] - _RIGHT, box[3] - _BOTTOM
     low, high = panel.limits()
-    x_low, x_high = float(panel.x.min()), float(panel.x.max())
+    x_low, x_high = panel.extent()
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low or 1)
+        across = (x - x_low) / (x_high - x_low)
         return left + across * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
 
     if panel.band:
@@ -172,7 +177,7 @@ def _axes(
         height = place(0, value)[1]
         draw.line((left, height, right, height), fill=PALE if value == 0 else GRID, width=2)
         draw.text((left - 12, height), f"{value:.{digits}f}", font=font(_SMALL), fill=INK, anchor="rm")
-    for value in ticks(float(panel.x.min()), float(panel.x.max()))[0]:
+    for value in ticks(*panel.extent())[0]:
         across = place(value, 0)[0]
         draw.line((across, bottom, across, bottom + 8), fill=INK, width=2)
         draw.text((across, bottom + 30), f"{value:g}", font=font(_SMALL), fill=INK, anchor="ms")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,25 @@ def test_points_stand_where_their_values_are() -> None:
     assert left[:, 0].mean() == pytest.approx(bottom - (0 - low) / (high - low) * (bottom - top), abs=1.5)
     right = spots[spots[:, 1] > 950]
     assert right[:, 0].mean() == pytest.approx(bottom - (4 - low) / (high - low) * (bottom - top), abs=1.5)
+
+
+def test_labels_stand_beside_their_points() -> None:
+    image, panel = drawn([0, 1, 2, 3, 4])
+    named = Image.new("RGB", (BOX[2], BOX[3]), PAPER)
+    draw_panel(named, BOX, replace(panel, labels=["a", "b", "c", "d", "e"]))
+    changed = np.argwhere((np.asarray(image) != np.asarray(named)).any(axis=-1))
+    assert changed[changed[:, 1] < 200][:, 0].mean() > changed[changed[:, 1] > 850][:, 0].mean() + 100
+    assert changed[:, 1].min() > 140 and changed[:, 1].max() < BOX[2] - 40  # within the axes
+
+
+def test_a_single_point_stands_in_the_middle() -> None:
+    for x in (5.0, 0.0, -3.0):
+        panel = Panel("title", "MB", "nat", np.array([x]), [Dots("a", BLUE, np.array([1.0]))])
+        image = Image.new("RGB", (BOX[2], BOX[3]), PAPER)
+        draw_panel(image, BOX, panel)
+        spots = where(image, BLUE)
+        spots = spots[spots[:, 0] > 84 - 8]
+        assert spots[:, 1].mean() == pytest.approx((130 + BOX[2] - 40) / 2, abs=1.5)
 
 
 def test_the_band_covers_what_is_allowed() -> None:
