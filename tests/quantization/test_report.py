@@ -88,8 +88,15 @@ def test_passages_run_past_the_cache(loud_bundle: Path, held_out: Path) -> None:
         assert [len([p for p in one if p.page == page]) for page in sorted({p.page for p in one})] == [
             len(caption.replace(" ", "")) for caption in CAPTIONS[:3]
         ]
-    assert {p.after_eviction for p in places if p.page == 1} <= {True}  # the template alone fills 32 slots
     assert max(p.page for p in places) == 3 * max(len(row) for row in passages(stories, encoder, 64))
+
+
+def test_eviction_begins_with_the_token_after_the_last_slot(loud_bundle: Path, held_out: Path, tmp_path: Path) -> None:
+    """`<`, a picture of 6 tokens, `>`, 10 letters; the picture, a line break, 7 letters: 32 slots are full on page 3."""
+    short = changed(loud_bundle, tmp_path / "short", prompt={"opening": "<", "request": ">", "end_tokens": []})
+    with SEEDStory(short, threads=1) as model:
+        places, _ = walk(model, [], read_stories(held_out / "test.jsonl")[:1], tokens=100)
+    assert {(p.page, p.after_eviction) for p in places} == {(1, False), (2, False), (3, True)}
 
 
 def test_a_page_begins_with_its_picture(loud_bundle: Path, held_out: Path) -> None:
