@@ -113,7 +113,7 @@ def test_the_first_is_named_and_its_heirs_are_not() -> None:
 
 
 def test_a_cost_is_that_of_a_graph_quantized_by_the_quantizer(
-    loud_bundle: Path, loud_int8: Path, held_out: Path, tmp_path: Path
+    loud_bundle: Path, loud_int8: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """litert-quantizer is told to quantize one matrix only; its graph is run on the same pieces of text."""
     stories = read_stories(held_out / "test.jsonl")
@@ -122,6 +122,12 @@ def test_a_cost_is_that_of_a_graph_quantized_by_the_quantizer(
         costs = {(c.graph, c.matrix): c for c in sensitivity(reference, model, pictures, [TEXT * 5])}
         ids = reference.tokenizer.encode(TEXT * 5)
         pieces = [step_inputs(reference, ids[at : at + 4], 4) for at in range(0, len(ids) - 3, 4)][:32]
+    data = ("--reference", loud_bundle, "--data", held_out, "--threads", "1")
+    assert main([*map(str, ("report", loud_int8, *data, "--sensitivity", "--json"))]) == 0
+    out = capsys.readouterr().out
+    (row,) = json.loads(out.splitlines()[-1])["bundles"]
+    assert {(cost["graph"], cost["matrix"]) for cost in row["sensitivity"]} == set(costs)
+    assert all(f"| decoder | layers_{i}_down |" in out for i in range(2))
     decoder = [name for graph, name in costs if graph == "decoder"]
     assert len(decoder) == 9 and {"vit", "qformer"} <= {graph for graph, _ in costs}
     assert [costs["decoder", name].cost for name in decoder] == sorted(

@@ -92,7 +92,7 @@ def test_passages_run_past_the_cache(loud_bundle: Path, held_out: Path) -> None:
 
 
 def test_eviction_begins_with_the_token_after_the_last_slot(loud_bundle: Path, held_out: Path, tmp_path: Path) -> None:
-    """`<`, a picture of 6 tokens, `>`, 10 letters; the picture, a line break, 7 letters: 32 slots are full on page 3."""
+    """`<`, a picture of 6 tokens, `>`, 10 letters; a picture, a line break, 7 letters: 32 slots are full on page 3."""
     short = changed(loud_bundle, tmp_path / "short", prompt={"opening": "<", "request": ">", "end_tokens": []})
     with SEEDStory(short, threads=1) as model:
         places, _ = walk(model, [], read_stories(held_out / "test.jsonl")[:1], tokens=100)
