@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from seed_story.cli import whole
 from seed_story.config import CacheConfig
-from seed_story.contract import PREFILL_SIZES
-from seed_story.errors import SeedStoryError
-from seed_story.policies import MULTIMODAL_SINK, PICTURE_EVICTIONS, POLICIES
+from seed_story.contract import DECODE_ATTENTION, PREFILL_SIZES
+from seed_story.errors import SeedStoryError, UsageError
+from seed_story.policies import ATTENTION_MASS, MULTIMODAL_SINK, PICTURE_EVICTIONS, POLICIES, TEXT_SINK
 from seed_story.quiet import quiet_stderr
 
 
@@ -35,10 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     from quantization.recipe import load_recipe
 
     recipe = load_recipe(args.recipe)  # before the seconds that TensorFlow takes
-    cache = CacheConfig(slots=args.slots, sinks=args.sinks)
-    if args.policy:
-        changes = {"picture_eviction": args.picture_eviction} if args.policy == MULTIMODAL_SINK else {}
-        cache = cache.under(args.policy, **changes)
+    cache = _cache(args)
     with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
         import tensorflow as tf
 
@@ -50,12 +48,29 @@ def _run(args: argparse.Namespace) -> int:
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
     if args.trim_vocabulary:
         source = trim_source(source, read_corpus(args.trim_vocabulary))
-    bundle = export_bundle(source, recipe, args.out, ExportOptions(cache, tuple(args.prefill), force=args.force))
+    options = ExportOptions(cache, tuple(args.prefill), not args.no_attention, force=args.force)
+    bundle = export_bundle(source, recipe, args.out, options)
     print(summary(bundle))
     if not source.qformer_trained:
         print("The Q-Former is untrained: a picture doesn't influence the story yet.")
     print(f"Wrote {args.out}")
     return 0
+
+
+def _cache(args: argparse.Namespace) -> CacheConfig:
+    names = ("pictures", "picture_begin", "picture_end", "picture_eviction")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if changes and args.policy != MULTIMODAL_SINK:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+        raise UsageError(f"{flags} needs pictures that are kept", got=f"the policy {args.policy or TEXT_SINK}",
+                         expected=f"--policy {MULTIMODAL_SINK}")  # fmt: skip
+    cache = CacheConfig(slots=args.slots, sinks=args.sinks)
+    if not args.policy:
+        return cache
+    if pictures := changes.pop("pictures", None):
+        sizes = (changes.get(name, getattr(CacheConfig, name)) for name in ("picture_begin", "picture_end"))
+        changes["anchors"] = pictures * sum(sizes)
+    return cache.under(args.policy, **changes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,8 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--policy", choices=POLICIES, help="what the cache keeps (default: text-sink; a session may change it)"
     )
-    parser.add_argument("--picture-eviction", choices=PICTURE_EVICTIONS, default=PICTURE_EVICTIONS[0],
-                        help="with multimodal-sink, whose anchors make room (default: %(default)s)")  # fmt: skip
+    kept = {
+        "pictures": "with multimodal-sink, how many pictures it remembers (default: as fit in an eighth of the slots)",
+        "picture-begin": f"of each, how many of its first tokens (default: {CacheConfig.picture_begin})",
+        "picture-end": f"and of its last (default: {CacheConfig.picture_end})",
+    }
+    for name, text in kept.items():
+        parser.add_argument(f"--{name}", type=whole(int(name == "pictures")), metavar="N", help=text)
+    parser.add_argument("--picture-eviction", choices=PICTURE_EVICTIONS,
+                        help=f"and whose anchors make room (default: {PICTURE_EVICTIONS[0]})")  # fmt: skip
+    parser.add_argument("--no-attention", action="store_true",
+                        help=f"a smaller decoder without {DECODE_ATTENTION}, which {ATTENTION_MASS} needs")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="+", default=list(PREFILL_SIZES), metavar="N",
                         help="chunk sizes of the prefill graphs (default: 16 64 128)")  # fmt: skip
     parser.add_argument("--trim-vocabulary", type=Path, metavar="CORPUS",

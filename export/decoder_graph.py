@@ -12,6 +12,7 @@ The same mathematics as `model/llama.py`, shaped for the device (`seed_story/con
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from seed_story.config import LlamaConfig
-from seed_story.contract import EMBED, decoder_step, key_cache, value_cache
+from seed_story.contract import EMBED, Signature, decoder_attention_step, decoder_step, key_cache, value_cache
 
 Tensor = Any
 Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
@@ -79,16 +80,21 @@ def skeleton_weight(config: LlamaConfig, weights: Weights, name: str) -> npt.NDA
     return np.concatenate([qk, v]) * get(f"{block}.input_layernorm.weight")
 
 
-def write_skeleton(config: LlamaConfig, slots: int, prefill_sizes: Sequence[int], folder: Path) -> bytes:
+def write_skeleton(
+    config: LlamaConfig, slots: int, prefill_sizes: Sequence[int], folder: Path, attention: bool = False
+) -> bytes:
     """Traces all signatures and converts them: a `.tflite` whose weights are still inputs.
 
     Args:
         folder: an empty folder for the intermediate SavedModel.
+        attention: whether `decode_attention` is among them.
     """
     functions = {EMBED: _trace_embed(config)}
-    for size in (*prefill_sizes, 1):
-        step = decoder_step(config, slots, size)
-        functions[step.name] = _trace_step(config, slots, size)
+    steps = [(decoder_step(config, slots, size), size) for size in (*prefill_sizes, 1)]
+    if attention:
+        steps.append((decoder_attention_step(config, slots), 1))
+    for step, size in steps:
+        functions[step.name] = _trace_step(config, slots, size, step)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))
     return bytes(converter.convert())
@@ -103,12 +109,15 @@ def _trace_embed(config: LlamaConfig) -> Any:
     return embed.get_concrete_function(token=tf.TensorSpec([1], tf.int32, "token"), **{TABLE: table})
 
 
-def _trace_step(config: LlamaConfig, slots: int, size: int) -> Any:
+def _trace_step(config: LlamaConfig, slots: int, size: int, signature: Signature) -> Any:
+    wanted = [spec.name for spec in signature.outputs]
+
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def step(**inputs: Tensor) -> dict[str, Tensor]:
-        return _Step(config, slots, size)(inputs)
+        made = _Step(config, slots, size)(inputs)
+        return {name: made[name] for name in wanted}
 
-    specs = {spec.name: spec.shape for spec in decoder_step(config, slots, size).inputs}
+    specs = {spec.name: spec.shape for spec in signature.inputs}
     specs.update(weight_shapes(config))
     return step.get_concrete_function(**{n: tf.TensorSpec(shape, tf.float32, n) for n, shape in specs.items()})
 
@@ -132,17 +141,25 @@ class _Step:
             "region": tf.reshape(inputs["region"], [1, 2, 1, self.slots]),
             "mask": tf.reshape(inputs["mask"], [1, self.n, self.slots + self.n]),
         }
-        keys, values = [], []
+        keys, values, weights = [], [], []
         for i in range(self.config.num_layers):
-            attended, key, value = self._attention(i, self._norm(x), inputs, shared)
+            attended, key, value, weight = self._attention(i, self._norm(x), inputs, shared)
             x = x + _matmul(attended, inputs[matrix(i, "o")])
             x = x + self._mlp(i, self._norm(x), inputs)
             keys.append(key)
             values.append(value)
+            weights.append(weight)
         last = tf.slice(x, [self.n - 1, 0], [1, self.config.hidden_size])
         head = inputs[TABLE if self.config.tie_word_embeddings else HEAD]
         logits = _matmul(self._norm(last) * inputs[NORM], head)
-        return {"logits": logits, "k": tf.stack(keys), "v": tf.stack(values)}
+        made = {"logits": logits, "k": tf.stack(keys), "v": tf.stack(values)}
+        return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
+
+    def _mean_attention(self, weights: Sequence[Tensor]) -> Tensor:
+        """One token's softmax weights of all layers, `[v, g + 1, slots + 1]`, to their mean `[1, slots + 1]`."""
+        v, g, width = self.v, self.g, self.slots + 1
+        heads = tf.reshape(tf.slice(functools.reduce(tf.add, weights), [0, 0, 0], [v, g, width]), [v * g, width])
+        return tf.reduce_mean(heads, 0, keepdims=True) * (1 / self.config.num_layers)
 
     def _norm(self, x: Tensor) -> Tensor:
         """RMSNorm without its gain."""
@@ -154,7 +171,7 @@ class _Step:
 
     def _attention(
         self, layer: int, x: Tensor, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, v, g, d = self.n, self.v, self.g, self.d
         queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
         rows = queries.shape[1] // 2
@@ -175,7 +192,7 @@ class _Step:
             attended = tf.reshape(tf.slice(mixed, [0, 0, 0], [v, g, d]), [1, v * g * d])
         else:
             attended = tf.reshape(tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2]), [n, v * g * d])
-        return attended, key, value
+        return attended, key, value, weights
 
     def _project(self, qkv: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Splits and rotates `[n, (v (g + 1) + v) d]`.

@@ -33,6 +33,7 @@ from seed_story.decoder import Decoder
 from seed_story.errors import ExportError, UsageError
 from seed_story.files import file_sha256
 from seed_story.packed import packed_weights
+from seed_story.policies import ATTENTION_MASS
 from seed_story.story import default_threads
 from seed_story.tokenizer import StoryTokenizer
 from seed_story.vision import Vision
@@ -47,20 +48,24 @@ class ExportOptions:
     Args:
         cache: geometry of the cache.
         prefill_sizes: N of the `prefill_N` graphs, 2 or more (`decode` is the one of 1).
+        attention: whether the decoder gets `decode_attention`, which the picture eviction `attention-mass` needs.
         force: write a bundle that misses its recipe's bounds, marked in its manifest.
 
     Raises:
-        UsageError: a size is below 2, or given twice.
+        UsageError: a size is below 2, or given twice; or the cache needs `decode_attention`.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
     prefill_sizes: tuple[int, ...] = PREFILL_SIZES
+    attention: bool = True
     force: bool = False
 
     def __post_init__(self) -> None:
         sizes = self.prefill_sizes
         if min(sizes, default=2) < 2 or len(set(sizes)) < len(sizes):
             raise UsageError("a prefill size is impossible", got=sizes, expected="different sizes of 2 or more")
+        if self.cache.needs_attention and not self.attention:
+            raise UsageError(f"the picture eviction {ATTENTION_MASS} needs the attention", got="--no-attention")
 
 
 def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: ExportOptions | None = None) -> Bundle:
@@ -107,7 +112,7 @@ def _write_graphs(
         bar.update(1)
     bar.set_postfix_str("decoder: converting")
     llama = model.config.llama
-    skeleton = write_skeleton(llama, options.cache.slots, options.prefill_sizes, work / DECODER)
+    skeleton = write_skeleton(llama, options.cache.slots, options.prefill_sizes, work / DECODER, options.attention)
     bar.update(2)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     raw, weights = work / "decoder.float.tflite", _Values(named_variables(model.llama))
@@ -132,7 +137,7 @@ def _gate(source: StorySource, options: ExportOptions, part: Path, bar: tqdm) ->
     file = part / graph_file(DECODER)
     with packed_weights(file_sha256(file)) as packed:
         graph = open_graph(file, threads=threads, packed=packed)
-    decoder = Decoder(graph, config.llama, options.cache, options.prefill_sizes)
+    decoder = Decoder(graph, config.llama, options.cache, options.prefill_sizes, options.attention)
     ids = StoryTokenizer(part / TOKENIZER).encode(STORY.read_text(encoding="utf-8"))
     ids = decoder_tokens(decoder, ids)
     bar.total = bar.n + 1 + len(ids)
@@ -157,6 +162,7 @@ def _manifest(
         story=source.model.config,
         cache=options.cache,
         prefill_sizes=options.prefill_sizes,
+        attention=options.attention,
         prompt=source.prompt,
         special_tokens={
             name: tokenizer.token_id(name) for name in (BEGIN_PICTURE, END_PICTURE, *source.prompt.end_tokens)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from seed_story.config import CacheConfig, StoryConfig
-from seed_story.contract import GRAPHS, SCHEMA_VERSION, signatures
+from seed_story.contract import GRAPHS, SCHEMA_VERSION, Signature, signatures
 from seed_story.errors import BundleError, ConfigError
 from seed_story.files import cache_dir, file_sha256
 
@@ -50,6 +50,7 @@ class Manifest:
     Args:
         story: sizes of the networks.
         prefill_sizes: N of the `prefill_N` signatures.
+        attention: whether there is `decode_attention`.
         special_tokens: names to ids of the tokens around a picture and of those that end a story.
         files: file name to its sha256 and size in bytes.
         recipe: how the graphs were quantized.
@@ -66,6 +67,7 @@ class Manifest:
     story: StoryConfig
     cache: CacheConfig
     prefill_sizes: tuple[int, ...]
+    attention: bool
     prompt: Prompt
     special_tokens: Mapping[str, int]
     files: Mapping[str, tuple[str, int]]
@@ -77,15 +79,20 @@ class Manifest:
     weights: str = ""
     missed_bounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+    @property
+    def contract(self) -> dict[str, tuple[Signature, ...]]:
+        """The signatures that its graphs must have, by graph."""
+        return signatures(self.story, self.cache.slots, self.prefill_sizes, self.attention)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON; `from_dict` reads it back."""
-        contract = signatures(self.story, self.cache.slots, self.prefill_sizes)
         return {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "architecture": self.story.to_dict(),
             "cache": self.cache.to_dict(),
             "prefill_sizes": list(self.prefill_sizes),
+            "attention": self.attention,
             "prompt": {
                 "opening": self.prompt.opening,
                 "request": self.prompt.request,
@@ -95,7 +102,7 @@ class Manifest:
             "recipe": self.recipe,
             "qformer_trained": self.qformer_trained,
             "files": {name: {"sha256": sha, "bytes": size} for name, (sha, size) in self.files.items()},
-            "contract": {g: {s.name: s.to_dict() for s in entries} for g, entries in contract.items()},
+            "contract": {g: {s.name: s.to_dict() for s in entries} for g, entries in self.contract.items()},
             "parity": dict(self.parity),
             "missed_bounds": {name: dict(values) for name, values in self.missed_bounds.items()},
             "weights": self.weights,
@@ -127,6 +134,7 @@ class Manifest:
                 story=StoryConfig.from_dict(values["architecture"]),
                 cache=CacheConfig.from_dict(values["cache"]),
                 prefill_sizes=tuple(int(size) for size in values["prefill_sizes"]),
+                attention=bool(values.get("attention", False)),  # a bundle from before there was such a step
                 prompt=_prompt(values["prompt"]),
                 special_tokens={str(name): int(id_) for name, id_ in values["special_tokens"].items()},
                 files={_safe(name): (str(f["sha256"]), int(f["bytes"])) for name, f in values["files"].items()},

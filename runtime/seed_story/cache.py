@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +29,39 @@ from seed_story.backends.base import ALIGNMENT, Array, aligned_zeros
 from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, key_cache, value_cache
 from seed_story.errors import UsageError
-from seed_story.policies import FIRST_AND_LAST
+from seed_story.policies import ATTENTION_MASS, FIRST_AND_LAST
 from seed_story.snapshot import State
 
 EMPTY = -1
 """The position of a slot that holds nothing yet."""
 
+ATTENTION_EVERY = 16
+"""Of so many tokens one is asked what it looks at: the step that answers costs up to a fifth more, so a token's mean
+cost rises by little more than 1 %."""
+
+ATTENTION_HALF_LIFE = 256
+"""Tokens after which an answer counts half: about three pages, so that a page without a picture doesn't cost it its
+place, and a story that moved on lets go of it."""
+
+MASS_DECAY = 0.5 ** (ATTENTION_EVERY / ATTENTION_HALF_LIFE)
+"""What a picture's mass is multiplied by at each answer."""
+
 Positions = npt.NDArray[np.int64]
+
+
+@dataclass
+class _Shown:
+    """A picture of the story.
+
+    Args:
+        tokens: its absolute positions, without those among the sinks.
+        group: its anchors' place among the kept slots; None while the ring has it, or is yet to have it.
+        mass: the attention that its anchors got, of each answer a share of 1, decayed.
+    """
+
+    tokens: range
+    group: int | None = None
+    mass: float = 0.0
 
 
 def _aligned_layers(shape: tuple[int, ...]) -> Array:
@@ -86,8 +113,8 @@ class SinkCache:
         self.values.fill(0)
         self.slot_positions.fill(EMPTY)
         self.position, self.tail = 0, config.sinks
-        self._pictures: deque[range] = deque()  # positions of those in the ring and of those to come
-        self._groups: list[int] = []  # who has which of the anchors' groups of slots, the oldest picture first
+        self._pictures: deque[_Shown] = deque()  # those in the ring and those to come
+        self._kept: list[_Shown] = []  # those that left it, the oldest first
 
     def state(self) -> State:
         """A copy of all that `restore` needs: what is in the used slots, and whose they are."""
@@ -96,8 +123,7 @@ class SinkCache:
             "config": self.config.to_dict(),
             "position": self.position,
             "tail": self.tail,
-            "pictures": [[picture.start, picture.stop] for picture in self._pictures],
-            "groups": list(self._groups),
+            "pictures": [[p.tokens.start, p.tokens.stop, p.group, p.mass] for p in (*self._kept, *self._pictures)],
             "used": used.tolist(),
         }
         arrays = {"keys": self.keys[:, :, used], "values": self.values[:, :, used]}
@@ -115,8 +141,8 @@ class SinkCache:
         self.values[:, :, values["used"]] = arrays["values"]
         self.slot_positions[:] = arrays["slot_positions"]
         self.position, self.tail = values["position"], values["tail"]
-        self._pictures.extend(range(*picture) for picture in values["pictures"])
-        self._groups.extend(values["groups"])
+        for start, stop, group, mass in values["pictures"]:
+            (self._pictures if group is None else self._kept).append(_Shown(range(start, stop), group, mass))
 
     @property
     def max_chunk(self) -> int:
@@ -126,7 +152,7 @@ class SinkCache:
         """
         if not self._pictures:
             return self.config.ring
-        return min(self.config.ring, self._pictures[0].start + self.config.ring - self.position)
+        return min(self.config.ring, self._pictures[0].tokens.start + self.config.ring - self.position)
 
     def memory(self) -> dict[str, Array]:
         """The graph inputs that live here, by contract name."""
@@ -155,12 +181,12 @@ class SinkCache:
         if not config.pictures:
             return
         config.check_picture(len(positions))
-        first = self._pictures[-1].stop if self._pictures else 0
+        first = self._pictures[-1].tokens.stop if self._pictures else 0
         if positions.start < max(first, self.position):
             raise UsageError("a picture comes too late", got=positions, expected=f"from {max(first, self.position)} on")
         in_ring = range(max(positions.start, config.sinks), positions.stop)
         if len(in_ring) >= config.picture_anchors:
-            self._pictures.append(in_ring)
+            self._pictures.append(_Shown(in_ring))
 
     def fill(self, inputs: Mapping[str, Array], count: int) -> None:
         """Writes `cos`, `sin` and `mask` for the next `count` tokens, which are the last rows of the graph's N.
@@ -183,7 +209,7 @@ class SinkCache:
         mask[rows, slots + size - count :][np.tri(count, dtype=np.bool_)] = 0
 
     def _fill_rotations(self, cos: Array, sin: Array, positions: Positions, oldest: Positions) -> None:
-        kept = self.config.sinks + len(self._groups) * self.config.picture_anchors
+        kept = self.config.sinks + len(self._kept) * self.config.picture_anchors
         inside = kept + positions - oldest
         angles = np.stack([positions, inside], axis=1)[..., None] * self._frequencies  # [n, 2, head_dim / 2]
         half = angles.shape[-1]
@@ -210,30 +236,60 @@ class SinkCache:
             self.values[:, :, slots] = values[:, :, -count:]
         self.slot_positions[slots] = positions
         self.position += count
-        if self._pictures and self._pictures[0].start + self.config.ring == self.position:
+        if self._pictures and self._pictures[0].tokens.start + self.config.ring == self.position:
             self._evict(self._pictures.popleft())
 
-    def _evict(self, picture: range) -> None:
+    @property
+    def asks_attention(self) -> bool:
+        """Whether the next token, if it comes alone, is to be asked what it looks at, for `observe`."""
+        return self.config.needs_attention and self.position % ATTENTION_EVERY == 0
+
+    def observe(self, attention: Array) -> None:
+        """Learns what the next token looks at, before `store` puts it in its slot.
+
+        Args:
+            attention: float32 `[slots + 1]`, of `decode_attention`.
+        """
+        for picture in (*self._kept, *self._pictures):
+            if picture.tokens.stop <= self.position:
+                seen = float(attention[self._anchor_slots(picture)].sum(dtype=np.float64))
+                picture.mass = MASS_DECAY * picture.mass + seen
+
+    def _anchor_slots(self, picture: _Shown) -> Positions:
+        """Where a picture's anchors are now: in the ring, or among the kept."""
+        count = self.config.picture_anchors
+        if picture.group is None:
+            return self.slots_of(self._anchors(picture))
+        return self.config.sinks + picture.group * count + np.arange(count)
+
+    def _anchors(self, picture: _Shown) -> Positions:
+        """The positions of its first and last tokens."""
+        tokens, config = picture.tokens, self.config
+        return np.array([*tokens[: config.picture_begin], *tokens[len(tokens) - config.picture_end :]])
+
+    def _evict(self, picture: _Shown) -> None:
         """A picture leaves the ring; its anchors are promoted if the policy has a place for them."""
-        self.tail = picture.stop
+        self.tail = picture.tokens.stop
         group = self._next_group()
         if group is None:
             return
-        config = self.config
-        anchors = np.array([*picture[: config.picture_begin], *picture[len(picture) - config.picture_end :]])
-        slots = config.sinks + group * len(anchors) + np.arange(len(anchors))
-        old = self.slots_of(anchors)
+        anchors, old = self._anchors(picture), self._anchor_slots(picture)
+        picture.group = group
+        slots = self._anchor_slots(picture)
         self.keys[:, :, slots] = self._turned(self.keys[:, :, old], slots - anchors)
         self.values[:, :, slots] = self.values[:, :, old]
         self.slot_positions[slots] = anchors
-        self._groups.append(group)
+        self._kept.append(picture)
 
     def _next_group(self) -> int | None:
         """The group of slots for one more picture's anchors; None if the newcomer itself is the one to go."""
-        if len(self._groups) < self.config.pictures:
-            return len(self._groups)
+        kept = self._kept
+        if len(kept) < self.config.pictures:
+            return len(kept)
         leaves = 1 if self.config.picture_eviction == FIRST_AND_LAST else 0
-        return self._groups.pop(leaves) if leaves < len(self._groups) else None
+        if self.config.picture_eviction == ATTENTION_MASS:
+            leaves = min(range(len(kept)), key=lambda i: kept[i].mass)  # of equals the oldest
+        return kept.pop(leaves).group if leaves < len(kept) else None
 
     def _turned(self, keys: Array, by: Positions) -> npt.NDArray[np.float32]:
         """Keys `[layers, kv_heads, n, head_dim]`, rotated by so many positions `[n]` more, in float64."""

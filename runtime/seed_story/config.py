@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from seed_story.errors import ConfigError
-from seed_story.policies import MULTIMODAL_SINK, OLDEST, PICTURE_EVICTIONS, POLICIES, TEXT_SINK, WINDOW
+from seed_story.policies import ATTENTION_MASS, MULTIMODAL_SINK, OLDEST, PICTURE_EVICTIONS, POLICIES, TEXT_SINK, WINDOW
 
 # Keys of a transformers configuration that don't change what a network computes.
 _BOOKKEEPING = frozenset(
@@ -405,6 +405,11 @@ class CacheConfig(_Config):
     def pictures(self) -> int:
         """Pictures that the anchors' place has room for."""
         return self.anchors // self.picture_anchors if self.picture_anchors else 0
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether what it keeps depends on what the decoder looks at."""
+        return self.pictures > 0 and self.picture_eviction == ATTENTION_MASS
 
     @property
     def policy(self) -> str:

@@ -14,6 +14,11 @@ The decoder never owns the cache. Its inputs and outputs, for N tokens, `prefill
     kv_cache_k_i     [kv_heads, slots, head_dim] layer i's keys, rotated; kv_cache_v_i its values
     -> logits        [1, vocab]                  of the last token
     -> k, v          [layers, kv_heads, N, head_dim]  the new keys (rotated by rotation 0) and values
+
+`decode_attention`, which a bundle may have or not, is `decode` with one more output:
+
+    -> attention     [1, slots + 1]              how much the token looked at each slot and at itself: the softmax's
+                                                 weights, their mean over layers and query heads
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ SCHEMA_VERSION = 1
 
 VIT, QFORMER, DECODER = "vit", "qformer", "decoder"
 GRAPHS = (VIT, QFORMER, DECODER)
-ENCODE, PROJECT, EMBED, DECODE = "encode", "project", "embed", "decode"
+ENCODE, PROJECT, EMBED, DECODE, DECODE_ATTENTION = "encode", "project", "embed", "decode", "decode_attention"
 PREFILL_SIZES = (16, 64, 128)
 
 BEGIN_PICTURE, END_PICTURE = "<|picture|>", "<|/picture|>"
@@ -122,20 +127,31 @@ def decoder_step(config: LlamaConfig, slots: int, size: int) -> Signature:
     )
 
 
-def decoder_signatures(config: LlamaConfig, slots: int, prefill_sizes: Sequence[int]) -> tuple[Signature, ...]:
-    """The decoder's entry points: token to embedding, the prefills, and the single step."""
+def decoder_attention_step(config: LlamaConfig, slots: int) -> Signature:
+    """`decode_attention`; see the top of this file."""
+    plain = decoder_step(config, slots, 1)
+    return Signature(DECODE_ATTENTION, plain.inputs, (*plain.outputs, TensorSpec("attention", (1, slots + 1))))
+
+
+def decoder_signatures(
+    config: LlamaConfig, slots: int, prefill_sizes: Sequence[int], attention: bool = False
+) -> tuple[Signature, ...]:
+    """The decoder's entry points: token to embedding, the prefills, the single step, and the one with its attention."""
     embed = Signature(
         EMBED,
         (TensorSpec("token", (1,), "int32"),),
         (TensorSpec("embeddings", (1, config.hidden_size)),),
     )
-    return (embed, *(decoder_step(config, slots, size) for size in (*prefill_sizes, 1)))
+    steps = [decoder_step(config, slots, size) for size in (*prefill_sizes, 1)]
+    return (embed, *steps, *([decoder_attention_step(config, slots)] if attention else []))
 
 
-def signatures(config: StoryConfig, slots: int, prefill_sizes: Sequence[int]) -> dict[str, tuple[Signature, ...]]:
+def signatures(
+    config: StoryConfig, slots: int, prefill_sizes: Sequence[int], attention: bool
+) -> dict[str, tuple[Signature, ...]]:
     """All of a bundle's signatures, by graph."""
     return {
         VIT: vit_signatures(config.vision),
         QFORMER: qformer_signatures(config.qformer, config.vision.tokens),
-        DECODER: decoder_signatures(config.llama, slots, prefill_sizes),
+        DECODER: decoder_signatures(config.llama, slots, prefill_sizes, attention),
     }

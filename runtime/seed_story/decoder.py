@@ -10,11 +10,14 @@ from seed_story.backends import Graph, GraphSignature
 from seed_story.backends.base import Array
 from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig, LlamaConfig
-from seed_story.contract import EMBED, decoder_signatures
-from seed_story.errors import UsageError
+from seed_story.contract import DECODE_ATTENTION, EMBED, decoder_signatures
+from seed_story.errors import ConfigError, UsageError
+from seed_story.policies import ATTENTION_MASS
 
 _CALL_COST = 8
 """What a call costs beyond its tokens, in tokens; measured on two x86-64 cores, and not sensitive."""
+
+_EXPORT_HINT = "Export the bundle again, without --no-attention."
 
 
 def next_chunk(left: int, sizes: Sequence[int], most: int) -> tuple[int, int]:
@@ -41,18 +44,30 @@ class Decoder:
 
     Args:
         graph: `decoder.tflite`, loaded; this object owns it from now on.
+        attention: whether the graph has `decode_attention`.
+
+    Raises:
+        ConfigError: the cache's policy needs `decode_attention`, and there is none.
     """
 
-    def __init__(self, graph: Graph, llama: LlamaConfig, cache: CacheConfig, prefill_sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        llama: LlamaConfig,
+        cache: CacheConfig,
+        prefill_sizes: Sequence[int],
+        attention: bool = False,
+    ) -> None:
         self._graph, self._llama = graph, llama
         self.cache = SinkCache(llama, cache)
         memory = self.cache.memory()
-        embed, *steps = decoder_signatures(llama, cache.slots, prefill_sizes)
+        embed, *steps = decoder_signatures(llama, cache.slots, prefill_sizes, attention)
         assert embed.name == EMBED
         self._embed = graph.bind(embed)
-        self._steps: dict[int, GraphSignature] = {
-            size: graph.bind(step, memory) for size, step in zip((*prefill_sizes, 1), steps, strict=True)
-        }
+        bound = [graph.bind(step, memory) for step in steps]
+        self._steps: dict[int, GraphSignature] = dict(zip((*prefill_sizes, 1), bound, strict=not attention))
+        self._attention = bound[-1] if attention else None
+        self._check(cache)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -67,6 +82,22 @@ class Decoder:
             self._embed.run()
             row[:] = self._embed.outputs["embeddings"][0]
         return rows
+
+    def reset(self, cache: CacheConfig) -> None:
+        """Forgets everything, and keeps what `cache` says from now on.
+
+        Raises:
+            ConfigError: its policy needs `decode_attention`, and there is none.
+            UsageError: another number of slots.
+        """
+        self._check(cache)
+        self.cache.reset(cache)
+
+    def _check(self, cache: CacheConfig) -> None:
+        if cache.needs_attention and self._attention is None:
+            raise ConfigError(f"the picture eviction {ATTENTION_MASS} needs a decoder that tells its attention",
+                              got=f"no signature {DECODE_ATTENTION!r}", expected="a bundle that has it",
+                              hint=_EXPORT_HINT)  # fmt: skip
 
     def feed(self, embeddings: Array, pictures: Sequence[range] = ()) -> Array:
         """Continues the sequence by `embeddings`, float32 `[n, hidden]`, n >= 1.
@@ -91,7 +122,8 @@ class Decoder:
             self.cache.expect_picture(range(begin + rows.start, begin + rows.stop))
         while len(embeddings):
             size, count = next_chunk(len(embeddings), self.sizes, self.cache.max_chunk)
-            logits = self._step(self._steps[size], embeddings[:count])
+            asked = self._attention if size == 1 and self.cache.asks_attention else None
+            logits = self._step(asked or self._steps[size], embeddings[:count])
             embeddings = embeddings[count:]
         return logits
 
@@ -99,12 +131,30 @@ class Decoder:
         """Continues the sequence by one token; see `feed`."""
         return self.feed(self.embed([token_id]))
 
+    def attend(self, embedding: Array) -> Array:
+        """Continues the sequence by one embedding, float32 `[1, hidden]`, to learn what it looks at.
+
+        Returns:
+            float32 `[slots + 1]`, a view that the next such call overwrites: how much it looks at what was in each slot
+            of the cache before this call, and at itself. The mean over layers and heads; the sum is 1.
+
+        Raises:
+            ConfigError: the graph has no `decode_attention`.
+        """
+        if self._attention is None:
+            raise ConfigError("this decoder can't tell its attention", got=f"no signature {DECODE_ATTENTION!r}",
+                              hint=_EXPORT_HINT)  # fmt: skip
+        self._step(self._attention, embedding)
+        return np.asarray(self._attention.outputs["attention"][0])
+
     def _step(self, graph: GraphSignature, embeddings: Array) -> Array:
         count = len(embeddings)
         graph.inputs["embeddings"][:-count] = 0  # what an earlier chunk left could be a NaN
         graph.inputs["embeddings"][-count:] = embeddings
         self.cache.fill(graph.inputs, count)
         graph.run()
+        if graph is self._attention:
+            self.cache.observe(graph.outputs["attention"][0])
         self.cache.store(graph.outputs["k"], graph.outputs["v"], count)
         return np.asarray(graph.outputs["logits"][0])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.config import LlamaConfig, QFormerConfig, StoryConfig, VisionConfig
-from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, QFORMER, VIT, signatures
+from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, QFORMER, VIT
 from seed_story.errors import BundleError
 from seed_story.output import size_text, table, write, write_json
 
@@ -107,7 +107,6 @@ def special_tokens(bundle: Bundle) -> dict[str, int]:
 def describe(bundle: Bundle) -> dict[str, Any]:
     """A verified bundle as JSON values."""
     manifest, cache = bundle.manifest, bundle.manifest.cache
-    contract = signatures(manifest.story, manifest.cache.slots, manifest.prefill_sizes)
     return {
         "name": manifest.name,
         "path": str(bundle.path),
@@ -122,7 +121,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
                 "bytes": manifest.files[graph_file(graph)][1],
                 "signatures": {entry.name: entry.to_dict() for entry in entries},
             }
-            for graph, entries in contract.items()
+            for graph, entries in manifest.contract.items()
         },
         "files": {name: {"sha256": sha, "bytes": size} for name, (sha, size) in manifest.files.items()},
         "prompt": {

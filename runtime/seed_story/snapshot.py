@@ -20,7 +20,7 @@ import numpy as np
 from seed_story.backends.base import Array
 from seed_story.errors import SnapshotError
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 MAGIC = b"seed-story snapshot\n"
 _DIGEST, _LENGTH = 32, 8  # bytes
 _DTYPES = ("float32", "int64")

@@ -69,7 +69,7 @@ class SEEDStory:
         file = graph_file(DECODER)
         with packed_weights(manifest.files[file][0]) as packed:
             graph = open_graph(self.bundle.file(file), backend=backend, threads=self.threads, packed=packed)
-        self.decoder = Decoder(graph, manifest.story.llama, manifest.cache, manifest.prefill_sizes)
+        self.decoder = Decoder(graph, manifest.story.llama, manifest.cache, manifest.prefill_sizes, manifest.attention)
         paths = (self.bundle.file(graph_file(VIT)), self.bundle.file(graph_file(QFORMER)))
         self.vision = Vision(paths, manifest.story, backend=backend, threads=self.threads)
         self._story: Story | None = None  # whose the cache is now
@@ -99,12 +99,12 @@ class SEEDStory:
                 default the bundle's.
 
         Raises:
-            ConfigError: there is no such policy, or this model's pictures don't fit it.
+            ConfigError: there is no such policy, or this model's pictures or the bundle's graphs don't fit it.
             UsageError: a geometry of another number of slots.
         """
         cache = self.cache.under(policy) if isinstance(policy, str) else policy or self.cache
         cache.check_picture(self.bundle.manifest.story.picture_tokens)
-        self.decoder.cache.reset(cache)
+        self.decoder.reset(cache)
         self._end_all()
         config = sampling or SamplingConfig()
         vocab_size = self.bundle.manifest.story.llama.vocab_size

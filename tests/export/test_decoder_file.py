@@ -31,7 +31,7 @@ def load(tiny: TinyDecoder) -> schema.ModelT:
     return schema.ModelT.InitFromPackedBuf(bytearray(tiny.path.read_bytes()), 0)
 
 
-SIGNATURES = ("embed", "prefill_4", "prefill_8", "decode")
+SIGNATURES = ("embed", "prefill_4", "prefill_8", "decode", "decode_attention")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -42,7 +42,7 @@ def test_tensors_are_those_of_the_design(tiny_decoder: Tiny, name: str) -> None:
     interpreter = Interpreter(str(tiny.path))
     found = interpreter.get_signature_list()
     assert sorted(found) == sorted(SIGNATURES)
-    for signature, n in zip(SIGNATURES[1:], (4, 8, 1), strict=True):
+    for signature, n in zip(SIGNATURES[1:], (4, 8, 1, 1), strict=True):
         cache = (c.num_kv_heads, slots, c.head_dim)
         inputs = {
             "embeddings": (n, c.hidden_size),
@@ -53,10 +53,13 @@ def test_tensors_are_those_of_the_design(tiny_decoder: Tiny, name: str) -> None:
         }
         inputs |= {f"kv_cache_{kind}_{i}": cache for kind in "kv" for i in range(c.num_layers)}
         new = (c.num_layers, c.num_kv_heads, n, c.head_dim)
+        outputs = {"logits": (1, c.vocab_size), "k": new, "v": new}
+        if signature == "decode_attention":
+            outputs["attention"] = (1, slots + 1)
         runner = interpreter.get_signature_runner(signature)
         for details, expected in (
             (runner.get_input_details(), inputs),
-            (runner.get_output_details(), {"logits": (1, c.vocab_size), "k": new, "v": new}),
+            (runner.get_output_details(), outputs),
         ):
             assert {k: tuple(d["shape"].tolist()) for k, d in details.items()} == expected
             assert {d["dtype"] for d in details.values()} == {np.float32}

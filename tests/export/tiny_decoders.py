@@ -82,7 +82,7 @@ class TinyDecoder:
 
     def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES) -> Decoder:
         """On the device's engine; close it."""
-        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes)
+        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes, attention=True)
 
     def reference(self, cache: CacheConfig) -> StreamingLlama:
         """The same model by other means."""
@@ -97,7 +97,7 @@ class TinyDecoder:
 def export_tiny(config: LlamaConfig, slots: int, folder: Path) -> TinyDecoder:
     """Exports to `folder`, which is empty."""
     weights = loud_llama(config)
-    skeleton = write_skeleton(config, slots, SIZES, folder / "saved_model")
+    skeleton = write_skeleton(config, slots, SIZES, folder / "saved_model", attention=True)
     path = folder / "decoder.tflite"
     fill_skeleton(skeleton, weight_shapes(config), lambda name: skeleton_weight(config, weights, name), path)
     return TinyDecoder(config, slots, weights, skeleton, path)

@@ -31,6 +31,7 @@ def write_paper_bundle(folder: Path, **changes: object) -> Path:
         story=StoryConfig.tiny(),
         cache=CacheConfig.tiny(),
         prefill_sizes=(4,),
+        attention=False,
         prompt=Prompt(opening="", request="Tell me a story.", end_tokens=("<|endoftext|>",)),
         special_tokens={},
         files={path.name: (file_sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())},

@@ -74,8 +74,8 @@ def test_another_bundle_and_another_version(tmp_path: Path, monkeypatch: pytest.
     write_snapshot(tmp_path / "a", STATE, BUNDLE)
     with pytest.raises(SnapshotError, match="another bundle"):
         read_snapshot(tmp_path / "a", {"decoder.tflite": "b" * 64})
-    monkeypatch.setattr("seed_story.snapshot.SNAPSHOT_VERSION", 2)
-    with pytest.raises(SnapshotError, match="another version; got 1; expected 2"):
+    monkeypatch.setattr("seed_story.snapshot.SNAPSHOT_VERSION", 3)
+    with pytest.raises(SnapshotError, match="another version; got 2; expected 3"):
         read_snapshot(tmp_path / "a", BUNDLE)
 
 
