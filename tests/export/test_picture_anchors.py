@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from seed_story.backends.base import Array
 from seed_story.cache import EMPTY
 from seed_story.config import CacheConfig
 from seed_story.decoder import Decoder
+from seed_story.errors import ConfigError
 from tests.compare import assert_close
 from tests.export.tiny_decoders import TinyDecoder
 from tests.reference.streaming_llama import StreamingLlama
@@ -21,11 +23,14 @@ Open = Callable[..., Decoder]
 
 ANCHORS = CacheConfig(12, 1, 4, 1, 1)  # two pictures of two anchors, and a ring of seven
 FIRST_AND_LAST = CacheConfig(12, 1, 4, 1, 1, "first-and-last")
+ATTENTION_MASS = CacheConfig(12, 1, 4, 1, 1, "attention-mass")
 CACHES = {
     "window": ("gqa", ANCHORS.under("window"), 4),
     "text-sink": ("gqa", ANCHORS.under("text-sink"), 4),
     "oldest": ("gqa", ANCHORS, 4),
     "first-and-last": ("gqa", FIRST_AND_LAST, 4),
+    "attention-mass": ("gqa", ATTENTION_MASS, 4),
+    "attention-mass-of-three": ("mha", CacheConfig(20, 2, 6, 1, 1, "attention-mass"), 5),
     "more-at-the-end": ("mha", CacheConfig(20, 2, 6, 1, 2), 5),
     "a-ring-of-one-picture": ("mqa", CacheConfig(10, 1, 4, 0, 2), 5),
     "one-picture-for-ever": ("mqa", CacheConfig(10, 0, 2, 1, 1, "first-and-last"), 3),
@@ -57,10 +62,32 @@ def tale(tiny: TinyDecoder, cache: CacheConfig, size: int) -> Tale:
     return Tale(tiny.embeddings(end + 3), pictures)
 
 
-def reference_of(tiny: TinyDecoder, cache: CacheConfig, story: Tale) -> StreamingLlama:
+@pytest.fixture(autouse=True)
+def often_and_forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each second token is asked what it looks at, and the one before counts little more than half."""
+    monkeypatch.setattr("seed_story.cache.ATTENTION_EVERY", 2)
+    monkeypatch.setattr("seed_story.cache.MASS_DECAY", 0.6)
+
+
+def reference_of(
+    tiny: TinyDecoder, cache: CacheConfig, story: Tale, asked: Container[int] = range(0, 10**9, 2)
+) -> StreamingLlama:
     reference = tiny.reference(cache)
-    reference.pictures = story.pictures
+    reference.pictures, reference.asked = story.pictures, asked
     return reference
+
+
+def asked_tokens(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by each token that the decoder asks what it looks at."""
+    asked: list[int] = []
+    observe = decoder.cache.observe
+
+    def noted(attention: Array) -> None:
+        asked.append(decoder.cache.position)
+        observe(attention)
+
+    monkeypatch.setattr(decoder.cache, "observe", noted)
+    return asked
 
 
 def feed_in(decoder: Decoder, story: Tale, ends: list[int]) -> list[Array]:
@@ -80,7 +107,9 @@ def token_by_token(decoder: Decoder, story: Tale) -> list[Array]:
 
 
 @pytest.mark.parametrize("name", CACHES)
-def test_every_token_of_a_long_story_with_pictures(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None:
+def test_every_token_of_a_long_story_with_pictures(
+    tiny_decoder: Tiny, open_decoder: Open, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Logits of each token, one by one; then of chunks that begin and end anywhere but inside a picture."""
     variant, cache, size = CACHES[name]
     tiny = tiny_decoder(variant)
@@ -95,7 +124,14 @@ def test_every_token_of_a_long_story_with_pictures(tiny_decoder: Tiny, open_deco
     inside = {t for p in story.pictures for t in p[1:]}
     cuts = [t for t in range(1, len(story.rows)) if t not in inside and random.random() < 0.2]
     ends = [*cuts, len(story.rows)]
-    for got, end in zip(feed_in(open_decoder(tiny, cache), story, ends), ends, strict=True):
+    decoder = open_decoder(tiny, cache)
+    asked = asked_tokens(decoder, monkeypatch)
+    chunks = feed_in(decoder, story, ends)
+    if cache.needs_attention:
+        assert asked
+        assert not any(token % 2 for token in asked)
+        expected = reference_of(tiny, cache, story, asked).feed(story.rows)
+    for got, end in zip(chunks, ends, strict=True):
         assert_close(got, expected[end - 1], "decoder_graph")
 
 
@@ -118,11 +154,59 @@ def test_slot_by_slot(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None
             assert_close(value, reference.values[layer][token], "decoder_graph")
 
 
+@pytest.mark.parametrize("name", ["text-sink", "attention-mass", "attention-mass-of-three", "a-ring-of-one-picture"])
+def test_attention_is_the_references(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None:
+    """Of every token, slot by slot: what each visible token gets, and nothing for what is hidden or empty."""
+    variant, cache, size = CACHES[name]
+    tiny = tiny_decoder(variant)
+    story = tale(tiny, cache, size)
+    reference = reference_of(tiny, cache, story, asked=range(10**9))
+    reference.feed(story.rows)
+    decoder = open_decoder(tiny, cache)
+    for picture in story.pictures:
+        decoder.cache.expect_picture(picture)
+    for token, row in enumerate(story.rows):
+        positions = decoder.cache.slot_positions.tolist()
+        # An anchor's old copy may still lie in the ring, hidden.
+        places = {p: slot for slot, p in reversed(list(enumerate(positions)))} | {token: cache.slots}
+        expected = np.zeros(cache.slots + 1)
+        for seen, weight in reference.attention[token].items():
+            expected[places[seen]] = weight
+        got = decoder.attend(row[None])
+        assert_close(got, expected, "decoder_graph")
+        assert abs(got.sum() - 1) < 1e-5
+
+
+def test_asking_changes_nothing_but_the_answer(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    tiny = tiny_decoder("gqa")
+    rows = tiny.embeddings(40)
+    plain, asked = open_decoder(tiny, ANCHORS), open_decoder(tiny, ANCHORS)
+    for row in rows:
+        plain.feed(row[None])
+        asked.attend(row[None])
+    np.testing.assert_array_equal(plain.cache.keys, asked.cache.keys)
+    np.testing.assert_array_equal(plain.cache.values, asked.cache.values)
+    assert plain.cache.position == asked.cache.position
+
+
+def test_a_decoder_that_cannot_be_asked(tiny_decoder: Tiny) -> None:
+    """It is opened as before there was an answer, and refuses what needs one."""
+    tiny = tiny_decoder("gqa")
+    with closing(tiny.open(ANCHORS, attention=False)) as decoder:
+        decoder.feed(tiny.embeddings(20))
+        for refused in (lambda: decoder.reset(ATTENTION_MASS), lambda: decoder.attend(tiny.embeddings(1))):
+            with pytest.raises(ConfigError, match=r"no signature 'decode_attention'.*Export the bundle again"):
+                refused()
+        assert decoder.cache.position == 20
+        decoder.reset(ATTENTION_MASS.under("text-sink"))  # which has the name of an eviction, but no use for it
+
+
 def test_policies_tell_different_stories(tiny_decoder: Tiny) -> None:
     """And so does each detail of them: none of the tests above could pass with another's."""
     tiny = tiny_decoder("gqa")
     story = tale(tiny, ANCHORS, 4)
-    others = [ANCHORS.under("window"), ANCHORS.under("text-sink"), FIRST_AND_LAST, CacheConfig(12, 1, 4, 0, 2)]
+    others = [ANCHORS.under("window"), ANCHORS.under("text-sink"), FIRST_AND_LAST, CacheConfig(12, 1, 4, 0, 2),
+              ATTENTION_MASS]  # fmt: skip
     oldest, *rest = (reference_of(tiny, cache, story).feed(story.rows) for cache in (ANCHORS, *others))
     for other in rest:
         assert np.abs(other[-1] - oldest[-1]).max() > 1e-3 * np.abs(oldest[-1]).max()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
 from model.sources.random import random_llama
+from seed_story import cache as cache_module
 from seed_story.backends import open_graph
 from seed_story.config import CacheConfig, LlamaConfig, RopeScaling
 from seed_story.decoder import Decoder
@@ -67,7 +68,9 @@ def loud_llama(config: LlamaConfig, seed: int = 0) -> dict[str, npt.NDArray[np.f
 
 def gallery_of(cache: CacheConfig) -> Gallery:
     """What the reference keeps of pictures when the cache has this geometry."""
-    return Gallery(cache.pictures, cache.picture_begin, cache.picture_end, cache.picture_eviction == "first-and-last")
+    eviction = cache.picture_eviction
+    decay = cache_module.MASS_DECAY if eviction == "attention-mass" else None
+    return Gallery(cache.pictures, cache.picture_begin, cache.picture_end, eviction == "first-and-last", decay)
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ class TinyDecoder:
     skeleton: bytes
     path: Path
 
-    def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES) -> Decoder:
+    def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES, attention: bool = True) -> Decoder:
         """On the device's engine; close it."""
-        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes, attention=True)
+        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes, attention)
 
     def reference(self, cache: CacheConfig) -> StreamingLlama:
         """The same model by other means."""

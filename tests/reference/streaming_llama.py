@@ -10,7 +10,7 @@ state but the tokens, and no code of this project but the class that holds the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,10 @@ import numpy.typing as npt
 from seed_story.config import LlamaConfig
 
 Array = npt.NDArray[np.float64]
+Attention = Mapping[int, Mapping[int, float]]
+"""Of some tokens, how much each looked at which: mean over layers and heads, 1 in all."""
+
+NOBODY_ASKED: Attention = {}
 
 
 def frequencies(config: LlamaConfig) -> Array:
@@ -54,19 +58,38 @@ class Gallery:
         room: for how many pictures.
         begin, end: how many of a picture's first and last tokens.
         keep_first: whether the first picture never gives up its place.
+        decay: if given, the picture goes whose anchors were looked at least: what each of the tokens that were asked
+            said, multiplied by this for each that was asked after it.
     """
 
     room: int
     begin: int
     end: int
     keep_first: bool = False
+    decay: float | None = None
 
-    def hang(self, gone: Sequence[range]) -> list[range]:
+    def anchors(self, picture: range) -> list[int]:
+        """What is kept of a picture."""
+        return [*picture[: self.begin], *picture[len(picture) - self.end :]]
+
+    def mass(self, picture: range, before: int, attention: Attention) -> float:
+        """How much its anchors were looked at since it was there, by tokens before the one that is named."""
+        total = 0.0
+        for token, looks in attention.items():
+            if picture.stop <= token < before:
+                total = total * (self.decay or 0) + sum(looks.get(t, 0) for t in self.anchors(picture))
+        return total
+
+    def hang(self, gone: Sequence[range], newest: int, attention: Attention) -> list[range]:
         """The pictures on the wall, from left to right, after these left one after the other."""
         wall: list[range] = []
         for picture in gone:
             if len(wall) < self.room:
                 wall.append(picture)
+            elif self.decay is not None:
+                left = picture.start + newest  # the first token that doesn't see it
+                least = min(sorted(wall, key=lambda p: p.start), key=lambda p: self.mass(p, left, attention))
+                wall[wall.index(least)] = picture
             elif old := sorted(wall, key=lambda p: p.start)[self.keep_first :]:
                 wall[wall.index(old[0])] = picture
         return wall
@@ -76,7 +99,12 @@ NO_GALLERY = Gallery(0, 0, 0)
 
 
 def seen(
-    token: int, sinks: int, newest: int, pictures: Sequence[range] = (), gallery: Gallery = NO_GALLERY
+    token: int,
+    sinks: int,
+    newest: int,
+    pictures: Sequence[range] = (),
+    gallery: Gallery = NO_GALLERY,
+    attention: Attention = NOBODY_ASKED,
 ) -> list[int]:
     """The tokens that `token` looks at, in the order of their positions inside the cache.
 
@@ -85,6 +113,7 @@ def seen(
         newest: how many of the other tokens it sees at most, itself included.
         pictures: the tokens of each picture of the story. It is gone, all of it at once, when the first of its tokens
             that is no sink isn't among the newest.
+        attention: what the tokens that were asked looked at.
     """
     everything = range(token + 1)
     others = everything[sinks:]
@@ -93,7 +122,7 @@ def seen(
         return [*everything[:sinks], *others]
     pictures = [range(max(p.start, sinks), p.stop) for p in pictures]
     gone = [p for p in pictures if len(p) >= gallery.begin + gallery.end and others and p.start < others.start]
-    anchors = [t for p in gallery.hang(gone) for t in (*p[: gallery.begin], *p[len(p) - gallery.end :])]
+    anchors = [t for p in gallery.hang(gone, newest, attention) for t in gallery.anchors(p)]
     last_gone = max((p.stop for p in gone), default=0)
     return [*everything[:sinks], *anchors, *(t for t in others if t >= last_gone)]
 
@@ -109,6 +138,8 @@ class StreamingLlama:
 
     Attributes:
         pictures: the tokens of each picture; add each before the first of its tokens is told.
+        asked: the tokens whose attention counts for the gallery.
+        attention: what every token looked at.
         keys, values: by layer, by token: `[kv_heads, head_dim]`; keys are not rotated.
     """
 
@@ -122,6 +153,8 @@ class StreamingLlama:
     ) -> None:
         self.config, self.sinks, self.newest, self.gallery = config, sinks, newest, gallery
         self.pictures: list[range] = []
+        self.asked: Container[int] = ()
+        self.attention: list[dict[int, float]] = []
         self.weights = {name: np.asarray(weight, np.float64) for name, weight in weights.items()}
         self.keys: list[list[Array]] = [[] for _ in range(config.num_layers)]
         self.values: list[list[Array]] = [[] for _ in range(config.num_layers)]
@@ -129,7 +162,8 @@ class StreamingLlama:
 
     def seen(self, token: int) -> list[int]:
         """The tokens that `token` looks at, in their order inside the cache."""
-        return seen(token, self.sinks, self.newest, self.pictures, self.gallery)
+        attention = {t: looks for t, looks in enumerate(self.attention[:token]) if t in self.asked}
+        return seen(token, self.sinks, self.newest, self.pictures, self.gallery, attention)
 
     def rotate(self, x: Array, position: int) -> Array:
         """Turns channel i together with channel i + d/2: the real and the imaginary part of one number."""
@@ -140,6 +174,7 @@ class StreamingLlama:
     def step(self, embedding: npt.ArrayLike) -> Array:
         """The logits `[vocab]` after one more token, given as an embedding `[hidden]`."""
         x = np.asarray(embedding, np.float64)
+        self.attention.append({})
         for layer in range(self.config.num_layers):
             block = f"model.layers.{layer}."
             x = x + self._attend(layer, self._norm(x, block + "input_layernorm"))
@@ -167,6 +202,7 @@ class StreamingLlama:
         self.keys[layer].append(key)
         self.values[layer].append(value)
         seen = self.seen(len(self.keys[layer]) - 1)
+        looks = self.attention[-1]
         heads = []
         for head, query in enumerate(queries):
             shared = head // (config.num_heads // config.num_kv_heads)
@@ -175,5 +211,8 @@ class StreamingLlama:
             scores = np.array(keys) @ query / math.sqrt(config.head_dim)
             weights = np.exp(scores - scores.max())
             values = np.array([self.values[layer][token][shared] for token in seen])
-            heads.append(weights @ values / weights.sum())
+            weights /= weights.sum()
+            heads.append(weights @ values)
+            for token, weight in zip(seen, weights, strict=True):
+                looks[token] = looks.get(token, 0) + float(weight) / (config.num_layers * config.num_heads)
         return self._linear(np.concatenate(heads), name + "o_proj")

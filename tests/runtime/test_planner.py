@@ -7,6 +7,7 @@ the very inputs that a real one reads. A value is its token's number, and a key 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seed_story.backends.base import Array
+from seed_story.cache import ATTENTION_EVERY
 from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import EMBED, MASKED, Signature
 from seed_story.decoder import Decoder
@@ -27,13 +29,22 @@ LLAMA = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_layers
 TURN = 1e-6  # radians that the slower pair of channels turns a token: never once around, in these stories
 
 
-class Recorder:
-    """A signature whose `run` notes what each token of the chunk sees, far to near: tokens and distances."""
+def looks(token: int, seen: Sequence[float] | Array) -> Array:
+    """How much a token looks at those that it sees: something uneven, different for each, 1 in all."""
+    weights = 1 + (np.asarray(seen, np.float64) * 7919 + token * 104_729) % 101
+    return weights / weights.sum()
 
-    def __init__(self, signature: Signature, memory: Mapping[str, Array], log: list[tuple[Array, Array]]) -> None:
+
+class Recorder:
+    """A signature whose `run` notes what each token of the chunk sees, far to near: tokens and distances.
+
+    `decode_attention` also notes who was asked, and answers by `looks`.
+    """
+
+    def __init__(self, signature: Signature, memory: Mapping[str, Array], graph: FakeGraph) -> None:
         self.inputs = {s.name: memory.get(s.name, np.zeros(s.shape, s.dtype)) for s in signature.inputs}
         self.outputs = {s.name: np.zeros(s.shape, s.dtype) for s in signature.outputs}
-        self._log = log
+        self._log, self._asked = graph.log, graph.asked
 
     def run(self) -> None:
         if "mask" not in self.inputs:
@@ -55,15 +66,20 @@ class Recorder:
                 order = np.argsort(-row[open_])
                 self._log.append((whose[open_][order], row[open_][order]))
         assert ((mask == 0) | (mask == np.float32(MASKED))).all()
+        if "attention" in self.outputs:
+            self._asked.append(int(tokens[0]))
+            self.outputs["attention"][0] = 0
+            self.outputs["attention"][0, mask[0] == 0] = looks(int(tokens[0]), whose[mask[0] == 0])
 
 
 class FakeGraph:
     def __init__(self) -> None:
         self.log: list[tuple[Array, Array]] = []
+        self.asked: list[int] = []
 
     def bind(self, signature: Signature, memory: Mapping[str, Array] | None = None) -> Recorder:
         assert signature.name == EMBED or memory
-        return Recorder(signature, memory or {}, self.log)
+        return Recorder(signature, memory or {}, self)
 
     def close(self) -> None:
         pass
@@ -72,9 +88,9 @@ class FakeGraph:
 def follow(config: CacheConfig, sizes: Sequence[int], feeds: Sequence[Sequence[tuple[str, int]]]) -> int:
     """Feeds a story of `("text", n)` and `("picture", n)`, a list a call; checks every token. Gives their number."""
     graph = FakeGraph()
-    decoder = Decoder(graph, LLAMA, config, sizes)
+    decoder = Decoder(graph, LLAMA, config, sizes, attention=True)
     pictures: list[range] = []
-    told = 0
+    told, alone = 0, []
     for parts in feeds:
         begin, mine = told, []
         for kind, count in parts:
@@ -86,9 +102,16 @@ def follow(config: CacheConfig, sizes: Sequence[int], feeds: Sequence[Sequence[t
         rows[:, 0] = np.arange(begin, told)
         decoder.feed(rows, mine)
         assert decoder.cache.position == told
+        alone += [begin] if told == begin + 1 and begin % ATTENTION_EVERY == 0 else []
     assert len(graph.log) == told, "every token goes through the graph once"
+    assert all(token % ATTENTION_EVERY == 0 for token in graph.asked)
+    assert set(graph.asked) >= set(alone) if config.needs_attention else not graph.asked
+    attention: dict[int, dict[int, float]] = {}
+    asked = set(graph.asked)
     for token, (got, distances) in enumerate(graph.log):
-        expected = seen(token, config.sinks, config.ring, pictures, gallery_of(config))
+        expected = seen(token, config.sinks, config.ring, pictures, gallery_of(config), attention)
+        if token in asked:
+            attention[token] = dict(zip(expected, looks(token, expected).tolist(), strict=True))
         assert len(expected) <= config.slots
         assert got.tolist() == expected, f"what token {token} sees"
         exact = np.arange(len(expected))[::-1]
@@ -109,13 +132,19 @@ def geometries(draw: st.DrawFn) -> tuple[CacheConfig, int]:
 
 part = st.one_of(st.just(("picture", 0)), st.tuples(st.just("text"), st.integers(1, 40)))
 call = st.one_of(st.lists(part, min_size=1, max_size=4), st.just([("text", 1)]))
+telling = st.integers(1, 20).map(lambda count: [[("text", 1)]] * count)
+calls_made = st.lists(st.one_of(call.map(lambda one: [one]), telling), min_size=1, max_size=8).map(
+    lambda parts: [*chain.from_iterable(parts)]
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(geometries(), st.sampled_from([(4, 8), (16, 64, 128), ()]), st.lists(call, min_size=1, max_size=8))
+@given(geometries(), st.sampled_from([(4, 8), (16, 64, 128), ()]), calls_made)
 @example((CacheConfig(20, 2, 6, 1, 2), 5), (4, 8), [[("picture", 0)] * 12, [("text", 40)]])  # nothing but pictures
 @example((CacheConfig(20, 9, 6, 1, 2), 5), (4, 8), [[("text", 6), ("picture", 0)], [("text", 90)]])  # among the sinks
 @example((CacheConfig(20, 2, 3, 1, 2, "first-and-last"), 5), (4, 8), [[("picture", 0), ("text", 9)] * 5])
+@example((CacheConfig(30, 2, 9, 1, 2, "attention-mass"), 5), (4, 8),
+         [*[[("picture", 0)], *[[("text", 1)]] * 20] * 9])  # fmt: skip
 @example((CacheConfig(13, 2, 6, 1, 2), 5), (4, 8), [[("picture", 0), ("text", 1)] * 9])  # the ring holds one picture
 def test_every_token_sees_what_it_should(
     geometry: tuple[CacheConfig, int], sizes: tuple[int, ...], calls: list[list[tuple[str, int]]]
@@ -137,6 +166,15 @@ def test_the_default_geometry_for_many_turns_of_its_ring(eviction: str) -> None:
         *[[("text", 1)]] * 99,
     ]
     assert follow(config, (16, 64, 128), [*page * 8, *long]) > 5 * config.ring
+
+
+def test_the_attention_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the mass forgotten, or never gathered, the test above would fail."""
+    config = CacheConfig().under("multimodal-sink", picture_eviction="attention-mass")
+    page = [[("picture", 18), ("text", 70)], *[[("text", 1)]] * 40]
+    monkeypatch.setattr("seed_story.cache.SinkCache.observe", lambda *_: None)
+    with pytest.raises(AssertionError, match="what token"):
+        follow(config, (16, 64, 128), page * 24)
 
 
 @pytest.mark.slow
