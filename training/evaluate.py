@@ -42,9 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.as_json:
         write_json(report)
     else:
-        from training.evaluation.report import lines
-
-        write(lines(report))
+        write(args.render(report))
     return 0
 
 
@@ -53,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description="Measures an exported bundle on held-out pictures and stories."
     )
+    parser.set_defaults(render=_lines)
     commands = parser.add_subparsers(title="metrics", required=True, metavar="METRIC")
 
     def command(name: str, run: Any, text: str, *, limit: int | None = None) -> argparse.ArgumentParser:
@@ -73,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--tokens", type=whole(1), default=200, metavar="N", help="a story's most (default: %(default)s)"
     )
     repetition.add_argument("--out", type=Path, metavar="FILE.md", help="write the stories, unedited, to this file")
+    looked_at = command("attention", _attention, "what a story's words look at, and the cache's budget that follows")
+    looked_at.set_defaults(render=_attention_table)
     own = "your own pictures: a folder (fox_2.jpg shows a fox) or a JSONL like grounding.jsonl"
     for each in (grounding, repetition):
         each.add_argument("--pictures", type=Path, metavar="PATH", help=own)
@@ -165,6 +166,26 @@ def _repetition(args: argparse.Namespace) -> dict[str, Any]:
         if args.out:
             _write_file(args.out, [to_markdown(stories, args.out.parent)])
         return _report(args, model, figures)
+
+
+def _attention(args: argparse.Namespace) -> dict[str, Any]:
+    from training.evaluation.attention import attention
+
+    stories = _stories(args)
+    with _open(args) as model:
+        return _report(args, model, attention(model, stories))
+
+
+def _lines(report: dict[str, Any]) -> str:
+    from training.evaluation.report import lines
+
+    return lines(report)
+
+
+def _attention_table(report: dict[str, Any]) -> str:
+    from training.evaluation.attention import to_table
+
+    return to_table(report)
 
 
 def _check_folder(file: Path | None) -> None:

@@ -86,6 +86,7 @@ def test_manifest_says_everything(export_tiny: Callable[[str], Path]) -> None:
     pictures = {"anchors": 0, "picture_begin": 2, "picture_end": 4, "picture_eviction": "oldest"}
     assert values["cache"] == {"slots": 32, "sinks": 2, **pictures}
     assert values["prefill_sizes"] == [4, 8]
+    assert values["attention"] is True
     assert values["recipe"] == "int8"
     assert values["qformer_trained"] is False
 
@@ -98,8 +99,8 @@ def test_manifest_says_everything(export_tiny: Callable[[str], Path]) -> None:
 
     contract = values["contract"]
     assert set(contract) == set(GRAPHS)
-    assert set(contract["decoder"]) == {"embed", "prefill_4", "prefill_8", "decode"}
-    for entry in decoder_signatures(source.model.config.llama, 32, (4, 8)):
+    assert set(contract["decoder"]) == {"embed", "prefill_4", "prefill_8", "decode", "decode_attention"}
+    for entry in decoder_signatures(source.model.config.llama, 32, (4, 8), attention=True):
         assert contract["decoder"][entry.name] == entry.to_dict()
     assert contract["decoder"]["decode"]["inputs"]["kv_cache_k_0"] == ["float32", 2, 32, 8]
 
@@ -255,6 +256,21 @@ def test_unknown_recipe_is_instant(tmp_path: Path) -> None:
         (("--model", "nope"), "seed-story-135m or tiny", 2),
         ((*TINY, "--slots", "2"), "no room for a ring", 1),
         ((*TINY, "--slots", "8", "--policy", "multimodal-sink"), "no room for a ring", 1),
+        ((*TINY, "--pictures", "2", "--picture-end", "3"), "--pictures, --picture-end needs pictures that are kept", 2),
+        (
+            (
+                *TINY,
+                "--slots",
+                "64",
+                "--policy",
+                "multimodal-sink",
+                "--picture-eviction",
+                "attention-mass",
+                "--no-attention",
+            ),
+            "needs the attention; got --no-attention",
+            2,
+        ),
         ((*TINY, "--slots", "13", "--policy", "multimodal-sink"), "pictures don't fit the cache", 1),
         ((*TINY, "--prefill", "1"), "prefill", 2),
         ((*TINY, "--llama", "/nowhere.gguf"), "nowhere", 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def test_what_a_policy_adds_and_takes() -> None:
         ("windows", {}, "windows"),
         ("multimodal-sink", {"anchors": 7}, "multiple of 6"),
         ("multimodal-sink", {"anchors": 0}, "another policy"),
-        ("multimodal-sink", {"picture_eviction": "attention-mass"}, "oldest or first-and-last"),
+        ("multimodal-sink", {"picture_eviction": "youngest"}, "oldest or first-and-last or attention-mass"),
         ("multimodal-sink", {"picture_begin": 0, "picture_end": 0}, "another policy"),
         ("multimodal-sink", {"picture_end": -1}, "negative"),
         ("window", {"sinks": 3}, "another policy"),
@@ -92,6 +93,20 @@ def test_a_bundle_from_before_the_anchors_promotes_nothing(tmp_path: Path, ancho
     cache = Bundle.open(folder).manifest.cache
     assert (cache.slots, cache.sinks, cache.anchors, cache.pictures) == (12, 2, anchors, 0)
     assert cache.policy == "text-sink"
+
+
+def test_a_bundle_from_before_the_attention_refuses_what_needs_it(loud_bundle: Path, tmp_path: Path) -> None:
+    """It tells stories as ever; for one by attention mass it must be exported again."""
+    shutil.copytree(loud_bundle, tmp_path / "old")
+    values = json.loads((tmp_path / "old" / MANIFEST).read_text())
+    del values["attention"], values["contract"]["decoder"]["decode_attention"]
+    (tmp_path / "old" / MANIFEST).write_text(json.dumps(values))
+    with SEEDStory(tmp_path / "old", threads=1) as model:
+        assert not model.bundle.manifest.attention
+        story = model.begin(sampling=GREEDY).add_text("Once")
+        with pytest.raises(ConfigError, match=r"no signature 'decode_attention'.*Export the bundle again"):
+            model.begin(policy=replace(SINK, picture_eviction="attention-mass"))
+        assert told(story, 3) is not None
 
 
 # --------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_a_refused_snapshot_leaves_the_story_alone(model: SEEDStory, tiny_bundle
 
 
 @pytest.mark.parametrize(
-    "lose", ["keys", "values", "slot_positions", "pending", "tail", "groups", "pictures", "generator"]
+    "lose", ["keys", "values", "slot_positions", "pending", "tail", "kept", "pictures", "generator"]
 )
 def test_every_part_of_a_snapshot_matters(model: SEEDStory, lose: str) -> None:
     """Without it the story goes on otherwise, or not at all."""
@@ -181,10 +181,40 @@ def test_every_part_of_a_snapshot_matters(model: SEEDStory, lose: str) -> None:
     elif lose == "generator":
         values["sampler"]["generator"]["state"]["state"] = "1"
     else:
-        values["cache"][lose] = {"tail": 10_000, "groups": [], "pictures": []}[lose]
+        in_ring = [picture for picture in values["cache"]["pictures"] if picture[2] is None]
+        assert 0 < len(in_ring) < len(values["cache"]["pictures"])
+        values["cache"] |= {"tail": {"tail": 10_000}, "kept": {"pictures": in_ring}, "pictures": {"pictures": []}}[lose]
     other = Story.from_state(model, State(values, arrays))
     model.add_fork(other)
     assert (told(other, 60), model.decoder.cache.slot_positions.tolist()) != expected
+
+
+def test_the_attention_mass_is_saved_too(model: SEEDStory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshot, fork and rewind go on with it, to the same tokens and pictures; with another they keep others."""
+    monkeypatch.setattr("seed_story.cache.ATTENTION_EVERY", 2)
+    policy = CacheConfig(32, 2, 6, 1, 2, "attention-mass")
+    story = model.begin(seed=5, sampling=SAMPLING, policy=policy).add_text("Once")
+    for seed in range(2):
+        story.add_picture(pixels(seed=seed))
+        told(story, 31)
+    story.add_picture(pixels(seed=2)).turn_page().snapshot(tmp_path / "a")
+
+    def end(one: Story) -> tuple[str, list[int]]:
+        return told(one, 40), model.decoder.cache.slot_positions.tolist()
+
+    twin, other = story.fork(), story.fork()
+    expected = end(story)
+    assert end(twin) == end(story.rewind(1)) == expected
+    state = other.state()
+    masses = [mass for *_, group, mass in state.values["cache"]["pictures"] if group is not None]
+    assert len(masses) == 2
+    assert 0 < min(masses) < max(masses)
+    for picture, mass in zip(state.values["cache"]["pictures"], reversed(masses), strict=False):
+        picture[3] = mass
+    swapped = Story.from_state(model, state)
+    model.add_fork(swapped)
+    assert end(swapped)[1] != expected[1]
+    assert end(model.restore(tmp_path / "a")) == expected
 
 
 def test_forks_go_on_on_their_own(model: SEEDStory) -> None:
