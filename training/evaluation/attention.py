@@ -71,7 +71,7 @@ class Tally:
         asked: how many tokens were asked.
         mass, count: by kind, float64 `[kinds]`: mass, and how many tokens it is of.
         first: the same of each of the story's first tokens, float64 `[2, SINK_PLACES]`.
-        place: and of each place of a picture, float64 `[2, picture_tokens]`.
+        place: and of each place of a picture, where it is no sink, float64 `[2, picture_tokens]`.
         pictures: the most of a story.
     """
 
@@ -94,7 +94,8 @@ class Tally:
         kinds = self._kinds(positions, where)
         self.mass += np.bincount(kinds, weights, len(KINDS))
         self.count += np.bincount(kinds, minlength=len(KINDS))
-        for sums, chosen, at in ((self.first, positions < SINK_PLACES, positions), (self.place, where >= 0, where)):
+        anchors = (where >= 0) & (positions >= self.sinks)  # what is a sink is looked at as one
+        for sums, chosen, at in ((self.first, positions < SINK_PLACES, positions), (self.place, anchors, where)):
             size = sums.shape[1]
             sums += [np.bincount(at[chosen], weights[chosen], size), np.bincount(at[chosen], minlength=size)]
 
