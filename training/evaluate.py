@@ -9,13 +9,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed_story.cli import whole
 from seed_story.errors import SeedStoryError, UsageError
 from seed_story.output import exit_code, prepare, write, write_json
+from seed_story.policies import POLICIES
 
 if TYPE_CHECKING:
     from seed_story.story import SEEDStory
@@ -74,6 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     repetition.add_argument("--out", type=Path, metavar="FILE.md", help="write the stories, unedited, to this file")
     looked_at = command("attention", _attention, "what a story's words look at, and the cache's budget that follows")
     looked_at.set_defaults(render=_attention_table)
+    length = command("length", _length, "how a story goes on that outgrows its cache, under several caches")
+    _add_length(length)
     own = "your own pictures: a folder (fox_2.jpg shows a fox) or a JSONL like grounding.jsonl"
     for each in (grounding, repetition):
         each.add_argument("--pictures", type=Path, metavar="PATH", help=own)
@@ -81,6 +84,25 @@ def build_parser() -> argparse.ArgumentParser:
         each.add_argument("--pages", type=whole(1), default=3, metavar="N",
                           help="cut stories after this many pages (default: %(default)s)")  # fmt: skip
     return parser
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dense", metavar="DIR", help="the same model exported with more slots than a story has tokens (--slots 4096)")
+    add("--caches", type=_list(str), metavar="LIST", default=list(POLICIES),
+        help="what to compare, POLICY or POLICY:BEGIN+END:EVICTION, with commas (default: every policy)")  # fmt: skip
+    add("--pages", type=_list(whole(1)), default=[10, 20, 30, 50], metavar="LIST",
+        help="lengths of the story at which it is looked at (default: 10,20,30,50)")  # fmt: skip
+    add("--span", type=whole(1), default=2, metavar="N", help="score N pages up to each (default: %(default)s)")
+    add("--told", type=whole(0), default=3, metavar="N", help="let the model tell N stories itself (default: 3)")
+    add("--out", type=Path, default=Path("build/length"), metavar="DIR",
+        help="length.md, length.json, length.png, and readings.jsonl, from which a stopped run goes on "
+        "(default: %(default)s)")  # fmt: skip
+
+
+def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """An argparse type: values with commas between them."""
+    return lambda text: [kind(part) for part in text.split(",")]
 
 
 def _add_common(parser: argparse.ArgumentParser, limit: int | None) -> None:
@@ -121,11 +143,15 @@ def _stories(args: argparse.Namespace) -> list[StoryRecord]:
     from training.data import read_stories
     from training.evaluation.items import subset
 
-    file = args.data / "test.jsonl"
+    return subset(read_stories(_held_out(args)), args.limit, args.seed)
+
+
+def _held_out(args: argparse.Namespace) -> Path:
+    file: Path = args.data / "test.jsonl"
     if not file.is_file():
         raise UsageError("there are no held-out stories", got=f"no {file}",
                          hint="Build the data with `python -m training.storybook build`, or give --data.")  # fmt: skip
-    return subset(read_stories(file), args.limit, args.seed)
+    return file
 
 
 def _grounding(args: argparse.Namespace) -> dict[str, Any]:
@@ -188,6 +214,35 @@ def _attention_table(report: dict[str, Any]) -> str:
     return to_table(report)
 
 
+def _length(args: argparse.Namespace) -> dict[str, Any]:
+    from contextlib import ExitStack
+
+    from seed_story.device import cpu_model
+    from seed_story.story import SEEDStory
+    from training.data import read_stories
+    from training.evaluation.length import Plan, cache_of, dense_cache, measure
+    from training.evaluation.length_report import markdown, plot, report
+    from training.names import read_labels
+
+    file = _held_out(args)
+    stories, things = read_stories(file), {picture: of for picture, (of, _) in read_labels(file).items()}
+    plan = Plan(tuple(sorted(set(args.pages))), args.span, args.limit, args.told, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        model = stack.enter_context(_open(args))
+        caches = [cache_of(model, spec) for spec in args.caches]
+        if args.dense:
+            dense = stack.enter_context(SEEDStory(args.dense, threads=args.threads))
+            caches.append(dense_cache(dense, stories, max(plan.lengths)))
+        readings = measure(caches, stories, plan, things, args.out / "readings.jsonl")
+        found = _report(args, model, {"cpu": cpu_model(), "slots": model.cache.slots, **report(readings, plan)})
+    caption = f"{found['bundle']} {found['recipe']}, {found['slots']} slots; {found['cpu']}"
+    _write_file(args.out / "length.json", [json.dumps(found, indent=1), "\n"])
+    _write_file(args.out / "length.md", [markdown(found)])
+    _write_whole(args.out / "length.png", lambda hidden: plot(found, caption).save(hidden, format="PNG"))
+    return found
+
+
 def _check_folder(file: Path | None) -> None:
     """Before the minutes that the stories take."""
     if file is not None and not file.parent.is_dir():
@@ -195,10 +250,15 @@ def _check_folder(file: Path | None) -> None:
 
 
 def _write_file(file: Path, parts: Iterable[str]) -> None:
+    """All or nothing."""
+    _write_whole(file, lambda hidden: hidden.write_text("".join(parts), encoding="utf-8"))
+
+
+def _write_whole(file: Path, write_to: Callable[[Path], object]) -> None:
     """All or nothing: to a hidden name beside the file, then renamed."""
     hidden = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        hidden.write_text("".join(parts), encoding="utf-8")
+        write_to(hidden)
         hidden.replace(file)
     except OSError as error:
         raise SeedStoryError(f"{file} can't be written", got=error.strerror or error) from error

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from model.layers import FloatArray
 from seed_story.tokenizer import StoryTokenizer
+
+if TYPE_CHECKING:
+    from model.layers import FloatArray  # which imports Keras
 
 THINGS = 3
 """Slots for things, the main one first; one more, the last, is for the place."""

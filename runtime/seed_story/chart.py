@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from seed_story.errors import SeedStoryError, UsageError
 
 INK, PALE, GRID, PAPER = "#1f2430", "#5b6472", "#e3e6eb", "#ffffff"
-BLUE, ORANGE, GREEN, RED, BAND = "#1f5fa8", "#d9730d", "#1a7f45", "#c0262d", "#e2f2e6"
+BLUE, ORANGE, GREEN, RED, PURPLE, BAND = "#1f5fa8", "#d9730d", "#1a7f45", "#c0262d", "#7b3fa0", "#e2f2e6"
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 130, 40, 84, 74  # px around the axes: room for the words
 _DOT = 4  # px, radius
@@ -33,6 +33,7 @@ class Dots:
         y: `[n]`, one for each x of the panel.
         line: two points `(x, y)`.
         interval: y from and to, of where the line may end.
+        spans: `[n, 2]`, y from and to of each point; the points are then joined.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dots:
     y: NDArray[np.float64]
     line: tuple[tuple[float, float], tuple[float, float]] | None = None
     interval: tuple[float, float] | None = None
+    spans: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Panel:
         x: `[n]`.
         labels: words beside the points of the first series, one for each; none by default.
         band: y from and to, what is allowed; None for no band.
+        legend: whether to name the series.
     """
 
     title: str
@@ -59,12 +62,14 @@ class Panel:
     series: Sequence[Dots]
     band: tuple[float, float] | None = None
     labels: Sequence[str] = ()
+    legend: bool = True
 
     def limits(self) -> tuple[float, float]:
         """The y axis: the band, the lines, and all but the wildest points."""
         ends = [edge for dots in self.series for edge in np.percentile(dots.y, (2, 98))]
         ends += [y for dots in self.series for _, y in dots.line or ()]
         ends += [y for dots in self.series for y in dots.interval or ()]
+        ends += [float(edge(dots.spans)) for dots in self.series if dots.spans is not None for edge in (np.min, np.max)]
         ends += self.band or ()
         low, high = min(ends), max(ends)
         room = 0.12 * (high - low) or 0.5 * abs(high) or 1
@@ -138,6 +143,8 @@ def draw_panel(image: Image.Image, box: Box, panel: Panel) -> None:
     _axes(draw, (left, top, right, bottom), panel, place)
     for index, dots in enumerate(panel.series):
         radius = _DOT + 3 * (len(panel.series) - 1 - index)  # what lies below still shows
+        if dots.spans is not None:
+            _join(draw, dots, panel.x, place)
         for x, y in zip(panel.x.tolist(), dots.y.tolist(), strict=True):
             shown = min(max(y, low), high)
             beyond = int(y > shown) - int(y < shown)
@@ -153,7 +160,21 @@ def draw_panel(image: Image.Image, box: Box, panel: Panel) -> None:
         before = across > (left + right) / 2  # towards the middle, where there is room
         side = -3 * _DOT if before else 3 * _DOT
         draw.text((across + side, height), label, font=font(_SMALL), fill=INK, anchor="rm" if before else "lm")
-    _legend(draw, right, box[1] + 44, panel)
+    if panel.legend:
+        _legend(draw, right, box[1] + 44, panel)
+
+
+def _join(
+    draw: ImageDraw.ImageDraw,
+    dots: Dots,
+    across: NDArray[np.float64],
+    place: Callable[[float, float], tuple[float, float]],
+) -> None:
+    """A line through the points, and each one's interval."""
+    assert dots.spans is not None
+    draw.line([place(x, y) for x, y in zip(across.tolist(), dots.y.tolist(), strict=True)], fill=dots.colour, width=3)
+    for x, (low, high) in zip(across.tolist(), dots.spans.tolist(), strict=True):
+        draw.line([place(x, low), place(x, high)], fill=dots.colour, width=2)
 
 
 def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], colour: str, radius: int, *, beyond: int) -> None:

@@ -8,7 +8,7 @@ caption follows a picture with a line break and another caption with a space. Lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from seed_story.backends.base import Array
 from seed_story.image import load_and_preprocess_image
 from seed_story.story import SEEDStory
-from training.data import IGNORE, Example, Shown, StoryEncoder, StoryRecord, check_pictures
+from training.data import IGNORE, Example, Ids, Shown, StoryEncoder, StoryRecord, check_pictures
 from training.evaluation.bootstrap import Sums, difference_interval, mean_interval
 
 Floats = npt.NDArray[np.float64]
@@ -103,18 +103,65 @@ def forced_logits(model: SEEDStory, example: Example, pictures: Sequence[Array])
         overwrites.
     """
     model.begin()  # empties the cache
+    laid = lay_out(model, example, pictures)
+    yield from _foretold(model, laid, range(laid.end))
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A story as the decoder is fed it.
+
+    Args:
+        rows: float32 `[t, hidden]`.
+        labels: int32 `[t]`, the token that follows each row; `IGNORE` where its loss doesn't count.
+        pictures: the rows of each, the two tokens around it included.
+    """
+
+    rows: Array
+    labels: Ids
+    pictures: tuple[range, ...]
+
+    @property
+    def end(self) -> int:
+        """One past the last row that has a loss: what comes after it need not be read."""
+        return int(np.flatnonzero(self.labels != IGNORE)[-1]) + 1
+
+
+def lay_out(model: SEEDStory, example: Example, pictures: Sequence[Array]) -> Laid:
+    """One story with embeddings `[queries, hidden]` for the places of each picture, in order."""
     places = example.ids < 0
     rows = model.decoder.embed(np.where(places, 0, example.ids).tolist())
     if places.any():
         rows[places] = np.concatenate(pictures)
     begins = np.flatnonzero(np.diff(places.astype(np.int8)) == 1).tolist()  # the tokens before the embeddings
     size = model.bundle.manifest.story.picture_tokens
-    start = 0
-    for at in np.flatnonzero(counted(model, example)).tolist():
-        shown = [range(begin - start, begin - start + size) for begin in begins if start <= begin < at]
-        logits = model.decoder.feed(rows[start : at + 1], shown)
-        yield at, logits
+    labels = np.where(counted(model, example), example.labels, np.int32(IGNORE))
+    return Laid(rows, labels, tuple(range(begin, begin + size) for begin in begins))
+
+
+def losses_in(model: SEEDStory, laid: Laid, rows: range) -> Floats:
+    """Feeds `rows`, which come next and begin and end outside of pictures; gives the losses that count among them."""
+    losses, start = [], rows.start
+    for at, logits in _foretold(model, laid, rows):
+        losses.append(_nats(logits, int(laid.labels[at])))
         start = at + 1
+    if start < rows.stop:
+        feed_rows(model, laid, range(start, rows.stop))
+    return np.array(losses, np.float64)
+
+
+def _foretold(model: SEEDStory, laid: Laid, rows: range) -> Iterator[tuple[int, Array]]:
+    """Feeds `rows` up to the last whose label counts; yields each of those and the logits after it."""
+    start = rows.start
+    for at in (rows.start + np.flatnonzero(laid.labels[rows.start : rows.stop] != IGNORE)).tolist():
+        yield at, feed_rows(model, laid, range(start, at + 1))
+        start = at + 1
+
+
+def feed_rows(model: SEEDStory, laid: Laid, rows: range) -> Array:
+    """Feeds `rows`, which come next and begin and end outside of pictures; gives the logits after the last one."""
+    shown = [range(p.start - rows.start, p.stop - rows.start) for p in laid.pictures if p.start in rows]
+    return model.decoder.feed(laid.rows[rows.start : rows.stop], shown)
 
 
 def counted(model: SEEDStory, example: Example) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""`python -m training.storybook`: writes the storybook data set (`build`), and a teacher's stories to it (`teach`)."""
+"""`python -m training.storybook`: writes the data set (`build`), long stories (`long`), and a teacher's (`teach`)."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def _build(args: argparse.Namespace) -> None:
     print(_counts(counts), f"-> {args.out}")
 
 
+def _long(args: argparse.Namespace) -> None:
+    from training.storybook.build import build_long
+
+    print(f"test {build_long(args.out, args.stories, args.pages, seed=args.seed)} -> {args.out}")
+
+
 def _teach(args: argparse.Namespace) -> None:
     from training.storybook.teacher import TAUGHT, first_pages, open_teacher, teach
 
@@ -61,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--size", default="full", help="tiny, small or full (default: %(default)s)")
     build.add_argument("--seed", type=int, default=0, help="of everything that is chosen (default: %(default)s)")
     build.set_defaults(run=_build, kept="rendered drawings are kept, the data set isn't there yet")
+
+    long = commands.add_parser("long", help="tell long stories of kept drawings, for `training.evaluate length`")
+    add = long.add_argument
+    add("--out", type=Path, default=Path("build/storybook-long"), metavar="DIR",
+        help="a new folder (default: %(default)s)")  # fmt: skip
+    add("--stories", type=whole(1), default=12, metavar="N", help="how many (default: %(default)s)")
+    add("--pages", type=whole(1), default=50, metavar="N", help="of each (default: %(default)s)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="of everything that is chosen (default: %(default)s)")
+    long.set_defaults(run=_long, kept="rendered drawings are kept, the stories aren't there yet")
 
     teach = commands.add_parser("teach", help="let the plain decoder write stories to training pictures, and filter")
     add = teach.add_argument

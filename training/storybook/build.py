@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from seed_story.errors import UsageError
 from training.storybook.concepts import Concept, load_concepts
 from training.storybook.drawings import Drawing, render_drawings
-from training.storybook.narrator import PLACES, Plan, Scene, narrate
+from training.storybook.narrator import PLACES, Plan, Scene, narrate, narrate_chapters
 from training.storybook.packages import ICONS, PACKAGES
 from training.storybook.scene import coloured, compose
 from training.storybook.splits import Splits, split_drawings, trained_icons
@@ -79,29 +80,62 @@ def build(out: Path, size: str = "full", *, seed: int = 0) -> dict[str, int]:
     """
     if size not in SIZES:
         raise UsageError("there is no such size", got=size, expected=" or ".join(SIZES))
+    with _new_folder(out) as part:
+        concepts = load_concepts()
+        drawings, icons = render_drawings(concepts), render_drawings(concepts, ICONS)
+        splits = split_drawings(concepts, drawings)
+        writer = _Writer(part, {c.name: c for c in concepts})
+        counts = {}
+        for number, (name, stories) in enumerate({"train": SIZES[size].stories, **_STORIES}.items()):
+            pool = splits.picture if name == "test" else splits.train
+            lines = writer.stories(name, pool, stories, [seed, number])
+            counts[name] = _write_lines(part / f"{name}.jsonl", tqdm(lines, total=stories, desc=name, unit="story"))
+        lines = writer.cards(trained_icons(icons, splits), SIZES[size].cards, np.random.default_rng([seed, 8]))
+        counts["cards"] = _write_lines(part / "cards.jsonl", tqdm(lines, desc="cards", unit="card"))
+        also = {concept.name: concept.also for concept in concepts if concept.also}
+        (part / "names.json").write_text(json.dumps(also, indent=1), encoding="utf-8")
+        questions = tqdm(writer.questions(splits, np.random.default_rng([seed, 9])), desc="grounding", unit="picture")
+        counts["grounding"] = _write_lines(part / "grounding.jsonl", questions)
+        (part / "sources.json").write_text(json.dumps(_sources([*drawings, *icons]), indent=1), encoding="utf-8")
+    return counts
+
+
+def build_long(out: Path, stories: int, pages: int, *, seed: int = 0) -> int:
+    """Writes `stories` long stories of kept drawings into the new folder `out`, as `test.jsonl`; gives their number.
+
+    A hero and a friend recur in chapters of at most ten pages, each with a plot of its own. The sentence patterns are
+    those of the training stories; drawings and scenes are not.
+
+    Raises:
+        UsageError: `out` is there already.
+        DownloadError: a package can't be had.
+    """
+    with _new_folder(out) as part:
+        concepts = load_concepts()
+        drawings = render_drawings(concepts)
+        pool = split_drawings(concepts, drawings).picture
+        lines = _Writer(part, {c.name: c for c in concepts}).long_stories(
+            pool, stories, pages, [seed, len(_STORIES) + 1]
+        )
+        count = _write_lines(part / "test.jsonl", tqdm(lines, total=stories, desc="long", unit="story"))
+        (part / "sources.json").write_text(json.dumps(_sources(drawings), indent=1), encoding="utf-8")
+    return count
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out`, pictures and all, when nothing was raised.
+
+    Raises:
+        UsageError: `out` is there already.
+    """
     if out.exists():
         raise UsageError("the data set's folder is there already", got=out, hint="Remove it, or choose another --out.")
-    concepts = load_concepts()
-    drawings, icons = render_drawings(concepts), render_drawings(concepts, ICONS)
-    splits = split_drawings(concepts, drawings)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     (part / "pictures").mkdir(parents=True)
-    writer = _Writer(part, {c.name: c for c in concepts})
-    counts = {}
-    for number, (name, stories) in enumerate({"train": SIZES[size].stories, **_STORIES}.items()):
-        pool = splits.picture if name == "test" else splits.train
-        lines = writer.stories(name, pool, stories, [seed, number])
-        counts[name] = _write_lines(part / f"{name}.jsonl", tqdm(lines, total=stories, desc=name, unit="story"))
-    lines = writer.cards(trained_icons(icons, splits), SIZES[size].cards, np.random.default_rng([seed, 8]))
-    counts["cards"] = _write_lines(part / "cards.jsonl", tqdm(lines, desc="cards", unit="card"))
-    also = {concept.name: concept.also for concept in concepts if concept.also}
-    (part / "names.json").write_text(json.dumps(also, indent=1), encoding="utf-8")
-    questions = tqdm(writer.questions(splits, np.random.default_rng([seed, 9])), desc="grounding", unit="picture")
-    counts["grounding"] = _write_lines(part / "grounding.jsonl", questions)
-    (part / "sources.json").write_text(json.dumps(_sources([*drawings, *icons]), indent=1), encoding="utf-8")
+    yield part
     part.replace(out)
-    return counts
 
 
 def _write_lines(path: Path, lines: Iterator[Mapping[str, Any]]) -> int:
@@ -125,20 +159,48 @@ class _Writer:
             # One page begins a longer story: a model that ends after every page tells no stories.
             complete = len(told.scenes) > 1
             plan = told if complete else Plan(told.scenes * _BEGUN_PAGES)
-            cast = {name: _pick(pool[name], rng) for scene in told.scenes for name in (t.name for t in scene.things)}
-            name = f"{split}-{number:05d}"
-            images = [self._draw(f"{name}-{page:02d}", [cast[t.name] for t in scene.things], scene.place, rng)
-                      for page, scene in enumerate(told.scenes)]  # fmt: skip
             words = np.random.default_rng([*seed, number])  # its own, so that new words change no picture
-            yield {
-                "id": name,
-                "images": images,
-                "captions": narrate(plan, words)[: len(images)],
-                "orders": list(range(len(images))),
-                "complete": complete,
-                "things": [[thing.name for thing in scene.things] for scene in told.scenes],
-                "place": [scene.place for scene in told.scenes],
-            }
+            captions = narrate(plan, words)[: len(told.scenes)]
+            yield self._line(f"{split}-{number:05d}", told.scenes, captions, pool, rng, complete=complete)
+
+    def long_stories(
+        self, pool: Mapping[str, list[Drawing]], count: int, pages: int, seed: Sequence[int]
+    ) -> Iterator[Mapping[str, Any]]:
+        """Stories of chapters about one hero, each as long as the longest story of the other files."""
+        rng = np.random.default_rng(seed)
+        heroes, others = _Deck(list(pool), rng), _Deck(list(pool), rng)
+        for number in range(count):
+            hero = heroes.draw()
+            friend = others.draw((hero,))
+            lengths = [min(max(_LENGTHS), pages - begun) for begun in range(0, pages, max(_LENGTHS))]
+            chapters = [Plan(self._scenes(hero, friend, length, others, rng)) for length in lengths]
+            captions = narrate_chapters(chapters, np.random.default_rng([*seed, number]))
+            scenes = [scene for chapter in chapters for scene in chapter.scenes]
+            yield self._line(f"long-{number:05d}", scenes, captions, pool, rng, complete=True)
+
+    def _line(
+        self,
+        name: str,
+        scenes: Sequence[Scene],
+        captions: list[str],
+        pool: Mapping[str, list[Drawing]],
+        rng: Rng,
+        *,
+        complete: bool,
+    ) -> Mapping[str, Any]:
+        """Draws a story's pictures, in which a thing keeps its drawing; gives its line."""
+        cast = {name: _pick(pool[name], rng) for scene in scenes for name in (t.name for t in scene.things)}
+        images = [self._draw(f"{name}-{page:02d}", [cast[t.name] for t in scene.things], scene.place, rng)
+                  for page, scene in enumerate(scenes)]  # fmt: skip
+        return {
+            "id": name,
+            "images": images,
+            "captions": captions,
+            "orders": list(range(len(images))),
+            "complete": complete,
+            "things": [[thing.name for thing in scene.things] for scene in scenes],
+            "place": [scene.place for scene in scenes],
+        }
 
     def cards(self, pool: Mapping[str, list[Drawing]], most: int, rng: Rng) -> Iterator[Mapping[str, Any]]:
         """One picture for each icon, or for `most` of them; a line of StoryStream's form with a page of a few words."""
@@ -179,9 +241,12 @@ class _Writer:
     def _plan(self, heroes: _Deck, others: _Deck, rng: Rng) -> Plan:
         hero = heroes.draw()
         friend = others.draw((hero,))
-        scenes = []
-        place = _place(rng)
-        for page in range(int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))):
+        return Plan(self._scenes(hero, friend, None, others, rng))
+
+    def _scenes(self, hero: str, friend: str, pages: int | None, others: _Deck, rng: Rng) -> tuple[Scene, ...]:
+        """What the pages show, of which the hero is on the first; None for any number of them."""
+        scenes, place = [], _place(rng)
+        for page in range(pages or int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))):
             cast = [hero] if page == 0 or rng.random() < _HERO_STAYS else []
             while len(cast) < 1 + int(rng.choice(3, p=(0.45, 0.4, 0.15))):
                 stays = friend not in cast and rng.random() < 0.3
@@ -189,7 +254,7 @@ class _Writer:
             if rng.random() < 0.4:
                 place = _place(rng)
             scenes.append(Scene(tuple(self._concepts[name] for name in cast), place))
-        return Plan(tuple(scenes))
+        return tuple(scenes)
 
     def _draw(self, name: str, shown: Sequence[Drawing], place: str, rng: Rng) -> str:
         file = f"pictures/{name}.jpg"

@@ -72,8 +72,20 @@ class Plan:
 
 def narrate(plan: Plan, rng: np.random.Generator) -> list[str]:
     """The captions of a story, one a page; the same plan and the same state of `rng` give the same text."""
-    telling = _Telling(plan, rng)
-    return [telling.caption(index) for index in range(len(plan.scenes))]
+    return narrate_chapters([plan], rng)
+
+
+def narrate_chapters(chapters: Sequence[Plan], rng: np.random.Generator) -> list[str]:
+    """The captions of a story that goes on chapter after chapter, one a page; as `narrate` where there is one chapter.
+
+    The hero is that of the first chapter, keeps name and looks, and lives through another plot in each.
+    """
+    telling, captions = _Telling(chapters[0], rng), list[str]()
+    for number, chapter in enumerate(chapters):
+        if number:
+            telling.begin_chapter(chapter)
+        captions += [telling.caption(index) for index in range(len(chapter.scenes))]
+    return captions
 
 
 class _Page:
@@ -111,19 +123,28 @@ class _Telling:
         self.pronouns = pronouns_of(self.hero)
         self.adjective = self._adjective(self.hero, 0.75)
         self.given_name = self._given_name()  # "" for none
+        self.plots: list[str] = []
         self.plot = self._plot()
         self.helper = self._line("words", "helpers")
         self.helper_known = False
+        self.begun = False  # whether this is a later chapter than the first
+        self.place = ""  # of the page before
         self.met: set[str] = set()
         self.visited: set[str] = set()
         self.used: set[str] = set()
 
+    def begin_chapter(self, plan: Plan) -> None:
+        """The same hero, who knows the things and places of the chapters before; another plot and helper."""
+        self.plan, self.plot, self.begun = plan, self._plot(), True
+        self.helper, self.helper_known = self._line("words", "helpers"), False
+
     def caption(self, index: int) -> str:
         """The text of one page. Pages are asked for in order."""
         scenes = self.plan.scenes
-        page = _Page(scenes[index], self.hero, first=index == 0, last=index == len(scenes) - 1)
-        self._say(page, self._opening(index, page), page.focus)
-        self.visited.add(page.scene.place)
+        page = _Page(scenes[index], self.hero, first=index == 0 and not self.begun, last=index == len(scenes) - 1)
+        self._say(page, self._opening(page), page.focus)
+        self.place = page.scene.place
+        self.visited.add(self.place)
         for thing in page.others:
             self._say(page, self._meeting(thing, page), thing)
         if page.last and (len(page.sentences) < 2 if page.first else page.words < _FEWEST_WORDS // 2):
@@ -134,7 +155,7 @@ class _Telling:
             self._say(page, [self._moods(page)])
         return " ".join(page.sentences)
 
-    def _opening(self, index: int, page: _Page) -> list[Sequence[Pattern]]:
+    def _opening(self, page: _Page) -> list[Sequence[Pattern]]:
         if page.first:
             return [self.lines["beginnings"][self.kind]]
         if not page.has_hero:
@@ -142,7 +163,7 @@ class _Telling:
             return [self.lines["elsewhere"][section + (" again" if page.focus.name in self.met else "")]]
         section = f"vehicle {medium_of(self.hero)}" if self.kind == "vehicle" else self.kind
         arrivals = self.lines["arrivals"]
-        if self.plan.scenes[index - 1].place == page.scene.place:
+        if self.place == page.scene.place:
             return [arrivals["acting here" if self.acts else "still here"], arrivals[section]]
         return [arrivals[section]]
 
@@ -160,7 +181,7 @@ class _Telling:
         plot, pages = self.plot, len(self.plan.scenes)
         if pages == 1:
             return [self.lines["endings"]["acting" if self.acts else "still"]]
-        if page.first:
+        if index == 0:
             return [plot["wish"]]
         if page.last:
             return [plot["turn"], plot["end"]] if pages == 2 and len(page.sentences) < 3 else [plot["end"]]
@@ -265,11 +286,13 @@ class _Telling:
 
     def _plot(self) -> dict[str, Sequence[Pattern]]:
         fitting = [
-            plot
+            file
             for file, plot in self.lines.items()
             if file.startswith("plot_") and self.kind in plot["heroes"][0].text.split()
         ]
-        return dict(self._one_of(fitting))
+        chosen = self._one_of([file for file in fitting if file not in self.plots] or fitting)
+        self.plots.append(chosen)
+        return dict(self.lines[chosen])
 
     def _given_name(self) -> str:
         """A name for the hero, now and then; always for a person who would have no pronoun either."""
