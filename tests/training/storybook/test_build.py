@@ -18,7 +18,7 @@ from tests.training.storybook.synthetic import drawings
 from training.data import check_pictures, read_stories
 from training.storybook import __main__ as command
 from training.storybook import build as building
-from training.storybook.build import Size, build
+from training.storybook.build import Size, build, build_long
 from training.storybook.concepts import load_concepts
 from training.storybook.drawings import Drawing
 from training.storybook.narrator import PLACES
@@ -185,6 +185,35 @@ def test_sources_name_every_drawing_and_its_licence(built: Built) -> None:
     assert sorted(map(tuple, sources["drawings"])) == sorted((d.style, d.source, d.concept) for d in built.drawings)
     for style in (*STYLES, *ICON_STYLES):
         assert all(sources["packages"][style][key] for key in ("package", "version", "registry", "licence", "credit"))
+
+
+def test_long_stories_of_kept_drawings(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, list[Drawing]] = {}
+
+    def noted(self: Any, name: str, things: list[Drawing], place: str, rng: np.random.Generator) -> str:
+        shown[f"pictures/{name}.jpg"] = list(things)
+        return f"pictures/{name}.jpg"
+
+    monkeypatch.setattr(building._Writer, "_draw", noted)
+    out = tmp_path / "long"
+    assert command.main(["long", "--out", str(out), "--stories", "3", "--pages", "23", "--seed", "5"]) == 0
+    assert capsys.readouterr().out == f"test 3 -> {out}\n"
+    stories = read_stories(out / "test.jsonl")
+    assert [(story.id, len(story.pages)) for story in stories] == [(f"long-{n:05d}", 23) for n in range(3)]
+    kept = held(built.splits.picture)
+    for line in map(json.loads, (out / "test.jsonl").read_text().splitlines()):
+        cast = {drawing for image in line["images"] for drawing in shown[image]}
+        assert cast <= kept and len(cast) == len({drawing.concept for drawing in cast})
+        hero = line["things"][0][0]
+        assert all(hero in line["things"][page] for page in (0, 10, 20)), "on the first page of each chapter"
+        assert [[drawing.concept for drawing in shown[image]] for image in line["images"]] == line["things"]
+    assert json.loads((out / "sources.json").read_text())["drawings"]
+    build_long(tmp_path / "again", 3, 23, seed=5)
+    assert (tmp_path / "again" / "test.jsonl").read_text() == (out / "test.jsonl").read_text()
+    with pytest.raises(UsageError, match="is there already"):
+        build_long(out, 1, 1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

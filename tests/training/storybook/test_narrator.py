@@ -13,7 +13,7 @@ import pytest
 from seed_story.errors import ConfigError
 from training.storybook.concepts import Concept
 from training.storybook.grammar import indefinite, is_plural, pronouns_of
-from training.storybook.narrator import PLACES, Plan, Scene, narrate
+from training.storybook.narrator import PLACES, Plan, Scene, narrate, narrate_chapters
 from training.storybook.sentences import Pattern, load_sentences, read_patterns
 
 CONCEPTS = [
@@ -254,3 +254,50 @@ def test_a_pattern_before_the_first_section_is_refused(tmp_path: Path) -> None:
     path.write_text("{name} slept.\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"moods\.txt, line 1: a pattern before"):
         read_patterns(path)
+
+
+def chapters_of(rng: np.random.Generator, count: int = 5, pages: int = 10) -> list[Plan]:
+    """The first page of each chapter shows the hero; most others do."""
+    fox, owl = CONCEPTS[:2]
+    return [
+        Plan(tuple(Scene((fox,) if page == 0 or rng.random() < 0.8 else (owl,), PLACES[rng.integers(len(PLACES))])
+                   for page in range(pages)))
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def told_in_chapters(chapters: list[Plan], rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """The captions, and the patterns that they were filled from."""
+    used: list[str] = []
+    fill = Pattern.fill
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pattern, "fill", lambda self, values: (used.append(self.text), fill(self, values))[1])
+        return narrate_chapters(chapters, rng), used
+
+
+def test_a_story_in_chapters_begins_once_and_keeps_its_hero() -> None:
+    rng = np.random.default_rng(4)
+    begins = {pattern.text for patterns in load_sentences()["beginnings"].values() for pattern in patterns}
+    for _ in range(20):
+        chapters = chapters_of(rng)
+        captions, used = told_in_chapters(chapters, rng)
+        assert len(captions) == 50
+        assert [text in begins for text in used] == [True] + [False] * (len(used) - 1)
+        names_of = {name for text in captions for name in re.findall(r"fox (?:named|called) (\w+)", text)}
+        assert len(names_of) <= 1
+        for scene, text in zip((s for c in chapters for s in c.scenes), captions, strict=True):
+            assert names(scene.things[0], text)
+
+
+def test_every_chapter_has_a_plot_of_its_own() -> None:
+    plots = {name: {p.text for part in ("wish", "try", "turn", "end") for p in sections[part]}
+             for name, sections in load_sentences().items() if name.startswith("plot_")}  # fmt: skip
+    _, used = told_in_chapters(chapters_of(np.random.default_rng(6)), np.random.default_rng(6))
+    of = [name for text in used for name, texts in plots.items() if text in texts]
+    runs = [name for at, name in enumerate(of) if at == 0 or of[at - 1] != name]
+    assert len(runs) == len(set(runs)) == 5
+
+
+def test_one_chapter_is_the_plain_story() -> None:
+    plan = random_plan(np.random.default_rng(1))
+    assert narrate_chapters([plan], np.random.default_rng(2)) == narrate(plan, np.random.default_rng(2))
