@@ -13,8 +13,10 @@ from keras import ops
 from model.layers import Linear, Module, Rng, Tensor
 from seed_story.config import QFormerConfig
 
-_SQUARINGS = 3
-"""The eighth power: a decoder reads one name better than a blend of many."""
+_SQUARINGS = 2
+"""The fourth power: a decoder reads one name better than a blend of many, and int8 stays near float32.
+
+At the eighth, the least cosine of the default Q-Former's int8 graph fell from 0.983 to 0.943."""
 
 
 class NameMemory(Module):

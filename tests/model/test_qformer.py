@@ -105,7 +105,7 @@ class Reference:
         for slot in range(self.config.memory_slots):
             scores = self.linear(f"memory.scores.{slot}", summary[None])[0]
             likely = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-            shares = (self.w["memory.worth.weight"] @ likely) ** 8
+            shares = (self.w["memory.worth.weight"] @ likely) ** 4
             shares /= shares.sum()
             names = self.w["memory.values.weight"].T.reshape(len(shares), -1, self.config.llm_size)
             rows += list(sum(share * name for share, name in zip(shares, names, strict=True)))
