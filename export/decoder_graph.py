@@ -6,6 +6,7 @@ The same mathematics as `model/llama.py`, shaped for the device (`seed_story/con
   gigabyte whatever the model's size, and can fold nothing; `export/flatbuffer.py` puts the weights in afterwards.
 - RMSNorm gains and the 1/sqrt(head_dim) of attention are folded into the matrix that follows them; q, k and v are one
   matrix, gate and up another: fewer operations, and activations quantized once for each.
+- Rotated (`export/rotation.py`), it is the same function of the same inputs, computed with fewer outliers.
 - Rows of qkv come by key/value head: its query heads, its key; all values last. So one rotation serves q and k, and
   the queries of a key/value head are one matrix.
 """
@@ -28,6 +29,8 @@ Tensor = Any
 Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
 
 TABLE, NORM, HEAD = "embed_tokens", "norm", "lm_head"
+ROTATION, ROTATED_NORM = "rotation", "rotated_norm"
+"""Only of a rotated decoder: the matrix that turns the residual stream, and the last gain between two turns."""
 
 
 def matrix(layer: int, kind: str) -> str:
@@ -35,10 +38,15 @@ def matrix(layer: int, kind: str) -> str:
     return f"layers_{layer}_{kind}"
 
 
-def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The skeleton's weights, by name: matrices `[outputs, inputs]`."""
+def weight_shapes(config: LlamaConfig, *, rotated: bool = False) -> dict[str, tuple[int, ...]]:
+    """The skeleton's weights, by name: matrices `[outputs, inputs]`.
+
+    Args:
+        rotated: whether the residual stream is turned; see `export/rotation.py`.
+    """
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
-    shapes: dict[str, tuple[int, ...]] = {TABLE: (config.vocab_size, d), NORM: (d,)}
+    shapes: dict[str, tuple[int, ...]] = {TABLE: (config.vocab_size, d)}
+    shapes |= {ROTATION: (d, d), ROTATED_NORM: (d, d)} if rotated else {NORM: (d,)}
     for i in range(config.num_layers):
         shapes[matrix(i, "qkv")] = (heads * config.head_dim, d)
         shapes[matrix(i, "o")] = (d, config.num_heads * config.head_dim)
@@ -81,35 +89,45 @@ def skeleton_weight(config: LlamaConfig, weights: Weights, name: str) -> npt.NDA
 
 
 def write_skeleton(
-    config: LlamaConfig, slots: int, prefill_sizes: Sequence[int], folder: Path, attention: bool = False
+    config: LlamaConfig,
+    slots: int,
+    prefill_sizes: Sequence[int],
+    folder: Path,
+    *,
+    attention: bool = False,
+    rotated: bool = False,
 ) -> bytes:
     """Traces all signatures and converts them: a `.tflite` whose weights are still inputs.
 
     Args:
         folder: an empty folder for the intermediate SavedModel.
         attention: whether `decode_attention` is among them.
+        rotated: as in `weight_shapes`.
     """
-    functions = {EMBED: _trace_embed(config)}
+    shapes = weight_shapes(config, rotated=rotated)
+    functions = {EMBED: _trace_embed(shapes)}
     steps = [(decoder_step(config, slots, size), size) for size in (*prefill_sizes, 1)]
     if attention:
         steps.append((decoder_attention_step(config, slots), 1))
     for step, size in steps:
-        functions[step.name] = _trace_step(config, slots, size, step)
+        functions[step.name] = _trace_step(config, slots, size, step, shapes)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))
     return bytes(converter.convert())
 
 
-def _trace_embed(config: LlamaConfig) -> Any:
+def _trace_embed(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def embed(token: Tensor, **weights: Tensor) -> dict[str, Tensor]:
-        return {"embeddings": tf.gather(weights[TABLE], token)}
+        return {"embeddings": _turned(tf.gather(weights[TABLE], token), weights)}
 
-    table = tf.TensorSpec(weight_shapes(config)[TABLE], tf.float32, TABLE)
-    return embed.get_concrete_function(token=tf.TensorSpec([1], tf.int32, "token"), **{TABLE: table})
+    specs = {name: tf.TensorSpec(shapes[name], tf.float32, name) for name in (TABLE, ROTATION) if name in shapes}
+    return embed.get_concrete_function(token=tf.TensorSpec([1], tf.int32, "token"), **specs)
 
 
-def _trace_step(config: LlamaConfig, slots: int, size: int, signature: Signature) -> Any:
+def _trace_step(
+    config: LlamaConfig, slots: int, size: int, signature: Signature, shapes: Mapping[str, tuple[int, ...]]
+) -> Any:
     wanted = [spec.name for spec in signature.outputs]
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
@@ -118,12 +136,17 @@ def _trace_step(config: LlamaConfig, slots: int, size: int, signature: Signature
         return {name: made[name] for name in wanted}
 
     specs = {spec.name: spec.shape for spec in signature.inputs}
-    specs.update(weight_shapes(config))
+    specs.update(shapes)
     return step.get_concrete_function(**{n: tf.TensorSpec(shape, tf.float32, n) for n, shape in specs.items()})
 
 
 def _matmul(x: Tensor, weight: Tensor) -> Tensor:
     return tf.matmul(x, weight, transpose_b=True)
+
+
+def _turned(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Into the turned residual stream or out of it: the rotation is its own inverse."""
+    return _matmul(x, weights[ROTATION]) if ROTATION in weights else x
 
 
 class _Step:
@@ -134,7 +157,7 @@ class _Step:
         self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        x = inputs["embeddings"]
+        x = _turned(inputs["embeddings"], inputs)
         shared = {
             "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
             "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),
@@ -149,10 +172,10 @@ class _Step:
             keys.append(key)
             values.append(value)
             weights.append(weight)
-        last = tf.slice(x, [self.n - 1, 0], [1, self.config.hidden_size])
+        last = self._norm(tf.slice(x, [self.n - 1, 0], [1, self.config.hidden_size]))
+        last = _matmul(last, inputs[ROTATED_NORM]) if ROTATED_NORM in inputs else last * inputs[NORM]
         head = inputs[TABLE if self.config.tie_word_embeddings else HEAD]
-        logits = _matmul(self._norm(last) * inputs[NORM], head)
-        made = {"logits": logits, "k": tf.stack(keys), "v": tf.stack(values)}
+        made = {"logits": _matmul(last, head), "k": tf.stack(keys), "v": tf.stack(values)}
         return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
 
     def _mean_attention(self, weights: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
+from export.rotation import rotated_weight
 from model.layers import named_variables, numpy_of
 from model.story_source import StorySource
 from model.weights import fingerprint
@@ -112,11 +113,13 @@ def _write_graphs(
         bar.update(1)
     bar.set_postfix_str("decoder: converting")
     llama = model.config.llama
-    skeleton = write_skeleton(llama, options.cache.slots, options.prefill_sizes, work / DECODER, options.attention)
+    slots, sizes, rotated = options.cache.slots, options.prefill_sizes, recipe.rotated
+    skeleton = write_skeleton(llama, slots, sizes, work / DECODER, attention=options.attention, rotated=rotated)
     bar.update(2)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     raw, weights = work / "decoder.float.tflite", _Values(named_variables(model.llama))
-    fill_skeleton(skeleton, weight_shapes(llama), lambda name: skeleton_weight(llama, weights, name), raw)
+    make = rotated_weight if rotated else skeleton_weight
+    fill_skeleton(skeleton, weight_shapes(llama, rotated=rotated), lambda name: make(llama, weights, name), raw)
     quantize_graph(raw, part / graph_file(DECODER), recipe.graphs[DECODER])
     bar.update(2)
 

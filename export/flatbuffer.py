@@ -41,6 +41,7 @@ def fill_skeleton(
     model = schema.ModelT.InitFromPackedBuf(bytearray(skeleton), 0)
     buffers = _make_constants(model, shapes)
     _use_embedding_lookup(model)
+    _name_products(model, set(buffers.values()))
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     head = bytearray(builder.Output())
@@ -85,6 +86,15 @@ def _make_constants(model: schema.ModelT, names: Collection[str]) -> dict[str, i
     if missing:
         raise ExportError("the converted graph lacks weights", got=f"none called {missing[:10]}")
     return {name: buffers[name] for name in names}
+
+
+def _name_products(model: schema.ModelT, weights: Collection[int]) -> None:
+    """Calls what an operator makes of a weight `<weight's name>/product`: recipes find operators by that name."""
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            for index in op.inputs:
+                if graph.tensors[index].buffer in weights:
+                    graph.tensors[op.outputs[0]].name = graph.tensors[index].name + b"/product"
 
 
 def _use_embedding_lookup(model: schema.ModelT) -> None:

@@ -2,7 +2,10 @@
 
 A recipe is a JSON file: `graphs` maps each graph to a list of `litert-quantizer` entries (regular expression over
 layers, operation, algorithm, number formats; the last match counts, an empty list leaves the graph in float32), and
-`bounds` maps a figure of the parity gate to its limit and the reason for it.
+`bounds` maps a figure of the parity gate to its limit and the reason for it. `rotated`, if it is there and true, has
+the decoder's residual stream turned before it is quantized (`export/rotation.py`).
+
+A decoder's operators are named `decode/layers_11_down/product`, by signature and weight (`export/decoder_graph.py`).
 """
 
 from __future__ import annotations
@@ -29,12 +32,14 @@ class Recipe:
     Args:
         graphs: graph to its `litert-quantizer` entries.
         bounds: figure to its limit; a cosine or agreement is a least value, a divergence a greatest.
+        rotated: whether the decoder's residual stream is turned first, so that no channel stands out.
     """
 
     name: str
     summary: str
     graphs: Mapping[str, list[dict[str, Any]]]
     bounds: Mapping[str, float]
+    rotated: bool = False
 
 
 def recipe_names() -> list[str]:
@@ -59,7 +64,10 @@ def load_recipe(name: str | Path) -> Recipe:
         bounds = {figure: float(values["bounds"][figure]["bound"]) for figure in BOUNDS}
         if not all(map(math.isfinite, bounds.values())):
             raise ValueError(f"a bound isn't a number: {bounds}")
-        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds)
+        rotated = values.get("rotated", False)
+        if not isinstance(rotated, bool):
+            raise ValueError(f"rotated is neither true nor false: {rotated!r}")
+        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds, rotated)
     except OSError as error:
         raise UsageError("the recipe can't be read", got=error, expected="a JSON file") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -107,6 +107,19 @@ def test_weights_are_stored_once(tiny_decoder: Tiny, name: str) -> None:
     assert constants < 2048, "no weight may hide in the skeleton"
 
 
+def test_products_are_called_after_their_weights(tiny_decoder: Tiny) -> None:
+    """Recipes find operators by these names."""
+    tiny = tiny_decoder("gqa")
+    model = load(tiny)
+    names = [tensor.name.decode() for graph in model.subgraphs for tensor in graph.tensors]
+    products = [name for name in names if name.endswith("/product")]
+    assert len(products) == len(set(products))
+    assert {"embed/embed_tokens/product", "decode/embed_tokens/product"} <= set(products)
+    for signature in SIGNATURES[1:]:
+        for weight in set(weight_shapes(tiny.config)):
+            assert f"{signature}/{weight}/product" in products
+
+
 def first_signature(skeleton: bytes, name: str) -> bytes:
     """The skeleton with a signature's graph as the primary one, which the interpreter's listing is of."""
     model = schema.ModelT.InitFromPackedBuf(bytearray(skeleton), 0)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
+from export.rotation import rotated_weight
 from model.sources.random import random_llama
 from seed_story import cache as cache_module
 from seed_story.backends import open_graph
@@ -97,10 +98,11 @@ class TinyDecoder:
         return random.normal(0, 0.5, (count, self.config.hidden_size)).astype(np.float32)
 
 
-def export_tiny(config: LlamaConfig, slots: int, folder: Path) -> TinyDecoder:
+def export_tiny(config: LlamaConfig, slots: int, folder: Path, *, rotated: bool = False) -> TinyDecoder:
     """Exports to `folder`, which is empty."""
     weights = loud_llama(config)
-    skeleton = write_skeleton(config, slots, SIZES, folder / "saved_model", attention=True)
-    path = folder / "decoder.tflite"
-    fill_skeleton(skeleton, weight_shapes(config), lambda name: skeleton_weight(config, weights, name), path)
+    skeleton = write_skeleton(config, slots, SIZES, folder / "saved_model", attention=True, rotated=rotated)
+    path, make = folder / "decoder.tflite", rotated_weight if rotated else skeleton_weight
+    shapes = weight_shapes(config, rotated=rotated)
+    fill_skeleton(skeleton, shapes, lambda name: make(config, weights, name), path)
     return TinyDecoder(config, slots, weights, skeleton, path)

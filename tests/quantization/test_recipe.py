@@ -36,7 +36,7 @@ def test_bounds_loosen_with_the_bits() -> None:
 
 
 def test_default_bound_is_that_of_the_project() -> None:
-    assert load_recipe("int8").bounds["decoder_mean_kl_nat"] <= 0.06
+    assert load_recipe("int8").bounds["decoder_mean_kl_nat"] <= 0.015
 
 
 @pytest.mark.parametrize("name", ["nope", "", "int4", "../recipes/int8", "int8 ", "INT8"])
@@ -56,6 +56,15 @@ def test_own_file(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.json")
 
 
+def test_a_decoder_is_rotated_only_on_demand(tmp_path: Path) -> None:
+    assert load_recipe("int8").rotated
+    assert not load_recipe("float32").rotated
+    values = json.loads((FOLDER / "int8.json").read_text())
+    del values["rotated"]  # as files from before are
+    (tmp_path / "mine.json").write_text(json.dumps(values))
+    assert not load_recipe(tmp_path / "mine.json").rotated
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -67,6 +76,7 @@ def test_own_file(tmp_path: Path) -> None:
         lambda values: values["bounds"].pop("decoder_mean_kl_nat"),
         lambda values: values["bounds"].update(decoder_top1=0.5),
         lambda values: values["bounds"]["decoder_top1"].update(bound="much"),
+        lambda values: values.update(rotated="yes"),
     ],
 )
 def test_damaged_file(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -1,0 +1,54 @@
+"""Turns the residual stream of the decoder, so that no channel of it stands out.
+
+A row that is quantized to int8 as a whole is as coarse as its largest channel demands, and in a LLaMA a few channels
+are ten times as large as the rest. Without its gain, RMSNorm commutes with an orthogonal matrix, so the stream can be
+turned by one, and every matrix that reads or writes it takes the turn into its weights (QuaRot, arXiv 2404.00456,
+section 4): the same function in exact arithmetic, at two small products a step. Values are not turned: what `o` reads
+costs next to nothing (docs/quantization.md).
+
+What passes between the graphs is not turned: `embed` turns its row back, and a step turns what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.decoder_graph import HEAD, NORM, ROTATED_NORM, ROTATION, TABLE, skeleton_weight
+from seed_story.config import LlamaConfig
+
+Doubles = npt.NDArray[np.float64]
+
+
+@lru_cache(maxsize=1)
+def rotation_matrix(size: int) -> Doubles:
+    """A discrete Hartley transform with signs: orthogonal and symmetric, so its own inverse; float64 `[size, size]`.
+
+    Unlike Hadamard's matrices it exists for every size. No entry is above `sqrt(2 / size)`. The signs, the same every
+    time, keep what is alike in all channels from gathering in the first.
+    """
+    index = np.arange(size)
+    angle = 2 * np.pi * (np.outer(index, index) % size) / size
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size)
+    return np.asarray(signs[:, None] * (np.cos(angle) + np.sin(angle)) / np.sqrt(size) * signs)
+
+
+def rotated_weight(config: LlamaConfig, weights: Mapping[str, Any], name: str) -> npt.NDArray[np.float32]:
+    """One of the rotated skeleton's weights; see `decoder_graph.skeleton_weight`.
+
+    Args:
+        name: one of `weight_shapes(config, rotated=True)`.
+    """
+    turn = rotation_matrix(config.hidden_size)
+    if name == ROTATION:
+        return turn.astype(np.float32)
+    if name == ROTATED_NORM:
+        gain = skeleton_weight(config, weights, NORM).astype(np.float64)
+        return (turn * gain @ turn).astype(np.float32)
+    matrix = skeleton_weight(config, weights, name).astype(np.float64)
+    reads = name in (TABLE, HEAD) or name.endswith(("_qkv", "_gate_up"))  # the others write to the stream
+    return (matrix @ turn if reads else turn @ matrix).astype(np.float32)

@@ -1,0 +1,109 @@
+"""The rotated decoder is the same function of the same inputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ai_edge_litert import schema_py_generated as schema
+
+from export.rotation import rotated_weight, rotation_matrix
+from seed_story.config import CacheConfig
+from seed_story.decoder import Decoder
+from tests.compare import assert_close
+from tests.export.test_decoder_file import SIGNATURES, load, operators
+from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny
+
+Tiny = Callable[[str], TinyDecoder]
+
+
+@pytest.fixture(scope="module")
+def rotated_decoder(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    @cache
+    def exported(name: str) -> TinyDecoder:
+        return export_tiny(*VARIANTS[name], tmp_path_factory.mktemp(name), rotated=True)
+
+    return exported
+
+
+@pytest.mark.parametrize("size", [1, 2, 24, 45, 576])
+def test_rotation_is_its_own_inverse(size: int) -> None:
+    turn = rotation_matrix(size)
+    assert turn.dtype == np.float64
+    np.testing.assert_allclose(turn @ turn.T, np.eye(size), atol=1e-12)
+    np.testing.assert_array_equal(turn, turn.T)
+    assert np.abs(turn).max() <= np.sqrt(2 / size) + 1e-12
+
+
+def test_rotation_spreads_what_stands_out_and_what_is_alike() -> None:
+    turn = rotation_matrix(576)
+    for row in (np.eye(576)[17], np.ones(576) / 24):
+        assert np.abs(row @ turn).max() < 5 / 24
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_of_streaming_reference(rotated_decoder: Tiny, open_decoder: Callable[..., Decoder], name: str) -> None:
+    """In chunks and one by one, past the end of the cache; the reference has the weights as they were."""
+    tiny = rotated_decoder(name)
+    cache_config = CacheConfig(tiny.slots, 2)
+    x = tiny.embeddings(2 * tiny.slots + 5)
+    expected = tiny.reference(cache_config).feed(x)
+    decoder = open_decoder(tiny, cache_config)
+    end = 0
+    for count in (5, 1, 8, *[1] * (len(x) - 14)):
+        end += count
+        assert_close(decoder.feed(x[end - count : end]), expected[end - 1], "decoder_graph")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_embed_gives_rows_as_they_were(rotated_decoder: Tiny, open_decoder: Callable[..., Decoder], name: str) -> None:
+    tiny = rotated_decoder(name)
+    decoder = open_decoder(tiny, CacheConfig(tiny.slots, 2))
+    ids = [0, 7, tiny.config.vocab_size - 1]
+    expected = torch.nn.functional.embedding(
+        torch.tensor(ids), torch.from_numpy(tiny.weights["model.embed_tokens.weight"])
+    )
+    assert_close(decoder.embed(ids), expected, "decoder_graph")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_operators_are_two_more_products(tiny_decoder: Tiny, rotated_decoder: Tiny, name: str) -> None:
+    plain, rotated = load(tiny_decoder(name)), load(rotated_decoder(name))
+    assert operators(rotated, "embed") == ["EMBEDDING_LOOKUP", "FULLY_CONNECTED"]
+    for signature in SIGNATURES[1:]:
+        found, before = Counter(operators(rotated, signature)), Counter(operators(plain, signature))
+        assert found - before == Counter(FULLY_CONNECTED=2)
+        assert before - found == Counter(MUL=1)
+
+
+def test_outliers_are_gone() -> None:
+    """A table with one loud channel, as those of LLaMAs have: a row's largest entry among its others."""
+    config, _ = VARIANTS["gqa"]
+    random = np.random.default_rng(0)
+    table = random.normal(size=(config.vocab_size, config.hidden_size))
+    table[:, 3] *= 50
+    weights = {"model.embed_tokens.weight": table.astype(np.float32)}
+    turned = rotated_weight(config, weights, "embed_tokens")
+
+    def crest(rows: np.ndarray) -> float:
+        return float(np.median(np.abs(rows).max(1) / np.sqrt((rows**2).mean(1))))
+
+    assert crest(turned) < 0.6 * crest(table)
+
+
+def test_recipe_keeps_rotations_in_float(export_tiny: Callable[[str], Path]) -> None:
+    data = (export_tiny("int8") / "decoder.tflite").read_bytes()
+    model = schema.ModelT.InitFromPackedBuf(bytearray(data), 0)
+    types = {tensor.name.decode(): tensor.type for graph in model.subgraphs for tensor in graph.tensors}
+    kinds = schema.TensorType
+    for signature in SIGNATURES[1:]:
+        for weight in ("rotation", "rotated_norm"):
+            assert types[f"{signature}/{weight}"] == kinds.FLOAT32
+        for weight in ("layers_0_qkv", "layers_1_down", "embed_tokens"):
+            assert types[f"{signature}/{weight}"] == kinds.INT8
+            assert types[f"{signature}/{weight}/product"] == kinds.FLOAT32
