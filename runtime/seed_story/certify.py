@@ -32,6 +32,7 @@ from seed_story.certificate import (
 )
 from seed_story.certificate_plot import save_plot
 from seed_story.chart import check_plot
+from seed_story.config import CacheConfig
 from seed_story.contract import DECODER
 from seed_story.device import cpu_model
 from seed_story.errors import SeedStoryError, UsageError
@@ -39,7 +40,7 @@ from seed_story.image import load_and_preprocess_image
 from seed_story.output import note, table, write, write_json
 from seed_story.resident import Resident, resident
 from seed_story.story import Pixels, SEEDStory, Story
-from seed_story.telling import versions
+from seed_story.telling import cache_config, versions
 from seed_story.yardstick import BEGINNING, Yardstick, timed_token
 
 _PARAGRAPH = "\n\n"
@@ -65,6 +66,7 @@ class Plan:
         picture_every: pages from one picture to the next, the first page has one.
         pictures: pixels, shown in turn; none: each one drawn, no two alike.
         seed: of the story.
+        cache: what it keeps; by default what the bundle says.
     """
 
     pages: int
@@ -72,6 +74,7 @@ class Plan:
     picture_every: int
     pictures: tuple[Pixels, ...] = ()
     seed: int = 0
+    cache: CacheConfig | None = None
 
     def check(self, slots: int) -> None:
         """Raises UsageError when the story is too short for a certificate of a cache of `slots`, or too long."""
@@ -101,6 +104,8 @@ def certify(
     seed: int,
     threads: int | None,
     backend: str,
+    policy: str | None = None,
+    picture_eviction: str | None = None,
     plot: str,
     as_json: bool,
 ) -> int:
@@ -109,6 +114,7 @@ def certify(
     Args:
         pages, tokens, picture_every, seed: see `Plan`.
         images: picture files, shown in turn; none: drawn ones.
+        policy, picture_eviction: what the cache keeps; by default what the bundle says.
         plot: the PNG file to write.
 
     Returns:
@@ -123,8 +129,9 @@ def certify(
     _memory()
     opened = Bundle.open(bundle)
     size = opened.manifest.story.vision.image_size
-    plan = Plan(pages, tokens, picture_every, tuple(load_and_preprocess_image(i, size) for i in images), seed)
-    plan.check(opened.manifest.cache.slots)
+    cache = cache_config(opened.manifest.cache, policy, picture_eviction)
+    plan = Plan(pages, tokens, picture_every, tuple(load_and_preprocess_image(i, size) for i in images), seed, cache)
+    plan.check(cache.slots)
     with SEEDStory(opened, threads=threads, backend=backend) as model:
         warm_up(model)
         with Yardstick(opened.path, threads=model.threads, backend=backend) as short:
@@ -190,7 +197,7 @@ def measure(
         clock: seconds.
         memory: of this process.
     """
-    story = model.begin(seed=plan.seed)
+    story = model.begin(seed=plan.seed, policy=plan.cache)
     times_ms = np.empty((2, plan.tokens))  # one for all pages: what measures must not grow itself
     pages = []
     for number in range(1, plan.pages + 1):
@@ -238,7 +245,7 @@ def judge(pages: Sequence[Page]) -> list[Finding]:
 
 def summary(model: SEEDStory, plan: Plan, pages: Sequence[Page], findings: Sequence[Finding]) -> dict[str, Any]:
     """The certificate as JSON values."""
-    manifest = model.bundle.manifest
+    manifest, cache = model.bundle.manifest, plan.cache or model.cache
     decided, reason = verdict(findings)
     return {
         "verdict": decided,
@@ -247,7 +254,9 @@ def summary(model: SEEDStory, plan: Plan, pages: Sequence[Page], findings: Seque
         "pages": plan.pages,
         "tokens_per_page": plan.tokens,
         "pictures": sum(page.picture for page in pages),
-        "cache_slots": manifest.cache.slots,
+        "cache": cache.to_dict(),
+        "cache_slots": cache.slots,
+        "policy": cache.policy,
         "findings": [{**asdict(finding), "outcome": finding.outcome} for finding in findings],
         "series": [asdict(page) for page in pages],
         "seed": plan.seed,
@@ -276,8 +285,9 @@ def render(result: dict[str, Any], findings: Sequence[Finding]) -> str:
 
 def caption(result: dict[str, Any]) -> tuple[str, str, str]:
     """What was measured: bundle, machine, story."""
+    cache = f"{result['cache_slots']} slots, {result['policy']}"
     return (
-        f"{result['name']} {result['recipe']}, {result['cache_slots']} slots, from {result['bundle']}",
+        f"{result['name']} {result['recipe']}, {cache}, from {result['bundle']}",
         f"{result['cpu'] or 'CPU unavailable'}, threads {result['threads']}",
         f"{result['pages']} pages of {result['tokens_per_page']} tokens, {result['pictures']} pictures, "
         f"seed {result['seed']}",

@@ -90,9 +90,7 @@ def _add_tell(parser: argparse.ArgumentParser) -> None:
         help="the same seed gives the same story on the same machine (default %(default)s)")  # fmt: skip
     add("--threads", metavar="N", type=whole(1), help="CPU threads (default: all cores, at most four)")
     add("--backend", metavar="NAME", default="litert", help="the inference engine (default %(default)s)")
-    add("--policy", choices=POLICIES, help="what the cache keeps when it is full (default: the bundle's)")
-    add("--picture-eviction", choices=PICTURE_EVICTIONS,
-        help="whose anchors go when there are too many pictures (default: the bundle's)")  # fmt: skip
+    _add_policy(parser)
     add("--stop", metavar="TEXT", action="append", default=[],
         help="end the story before this text; may be given several times")  # fmt: skip
     add("--greedy", action="store_true", help="the best token always: no chance, no penalty")
@@ -100,6 +98,13 @@ def _add_tell(parser: argparse.ArgumentParser) -> None:
         add(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=text)
     add("--json", action="store_true", dest="as_json", help="print one JSON object instead of the story")
     parser.set_defaults(run=_tell)
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--policy", choices=POLICIES, help="what the cache keeps when it is full (default: the bundle's)")
+    add("--picture-eviction", choices=PICTURE_EVICTIONS,
+        help="whose anchors go when there are too many pictures (default: the bundle's)")  # fmt: skip
 
 
 def _add_certify(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +119,7 @@ def _add_certify(parser: argparse.ArgumentParser) -> None:
     add("--seed", metavar="N", type=whole(0), default=0, help="of the story (default %(default)s)")
     add("--threads", metavar="N", type=whole(1), help="CPU threads (default: all cores, at most four)")
     add("--backend", metavar="NAME", default="litert", help="the inference engine (default %(default)s)")
+    _add_policy(parser)
     add("--plot", metavar="FILE", default="certificate.png", help="the plot to write (default %(default)s)")
     parser.set_defaults(run=_certify)
 
@@ -161,6 +167,8 @@ def _certify(args: argparse.Namespace) -> int:
         seed=args.seed,
         threads=args.threads,
         backend=args.backend,
+        policy=args.policy,
+        picture_eviction=args.picture_eviction,
         plot=args.plot,
         as_json=args.as_json,
     )

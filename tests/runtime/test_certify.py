@@ -51,7 +51,7 @@ class FakeStory:
         self.seen: list[str] = []
         self.told = 0
 
-    def begin(self, *, seed: int = 0) -> FakeStory:
+    def begin(self, *, seed: int = 0, policy: object = None) -> FakeStory:
         return self
 
     def add_picture(self, picture: object) -> FakeStory:
@@ -263,6 +263,27 @@ def test_pass_ends_with_0(tiny_bundle: Path, tmp_path: Path, quiet: None, capsys
     assert lines[-1] == "PASS: every interval lies inside its bound"
     assert any(re.match(r"page 20 +10\.00 ms/token, x 1\.000 of a short story's; 240\.0 MiB", line) for line in lines)
     assert any(line.startswith("time per token, trend  +0.00 % [+0.00, +0.00], allowed +-3 %: flat") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"), [("multimodal-sink", ["--picture-eviction", "first-and-last"]), ("window", [])]
+)
+def test_a_policy_is_certified(
+    tiny_bundle: Path, tmp_path: Path, quiet: None, policy: str, options: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    ran: list[str] = []
+    add_picture = Story.add_picture
+    monkeypatch.setattr(
+        Story,
+        "add_picture",
+        lambda self, *a: (ran.append(self._model.decoder.cache.config.policy), add_picture(self, *a))[1],
+    )
+    assert certify(tiny_bundle, tmp_path, *SHORT, "--policy", policy, *options, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["policy"] == policy and set(ran[1:]) == {policy}  # the first is the warm-up's
+    assert found["cache"]["picture_eviction"] == (options or ["", "oldest"])[1]
+    assert certify(tiny_bundle, tmp_path, *SHORT, "--policy", "window", "--picture-eviction", "oldest") == 2
 
 
 def test_fail_ends_with_1(
