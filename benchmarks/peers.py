@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.spread import quartiles, spread
 from seed_story.device import cpu_model
 from seed_story.files import cache_dir
 
@@ -78,24 +79,14 @@ def measure(workers: Sequence[Worker], *, depth: int, steps: int, rounds: int) -
     return {
         worker.engine: {
             "version": worker.version,
-            "decode_tokens_per_second": _quartiles(decode[:, column]),
-            "prefill_tokens_per_second": _quartiles(prefill[:, column]),
-            "decode_ratio": _quartiles(decode[:, 0] / decode[:, column]),
-            "prefill_ratio": _quartiles(prefill[:, 0] / prefill[:, column]),
+            "decode_tokens_per_second": quartiles(decode[:, column]),
+            "prefill_tokens_per_second": quartiles(prefill[:, column]),
+            "decode_ratio": quartiles(decode[:, 0] / decode[:, column]),
+            "prefill_ratio": quartiles(prefill[:, 0] / prefill[:, column]),
             "peak_rss_mib": round(peak[column]),
         }
         for column, worker in enumerate(workers)
     }
-
-
-def _quartiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    """First quartile, median, third quartile."""
-    return [round(float(q), 3) for q in np.percentile(values, (25, 50, 75))]
-
-
-def _spread(quartiles: Sequence[float], digits: int) -> str:
-    low, median, high = (f"{q:.{digits}f}" for q in quartiles)
-    return f"{median} [{low}, {high}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         worker.close()
     print(f"{cpu_model()}, {threads} threads, depth {args.depth}, {args.rounds} rounds: median [quartiles]")
     for engine, row in figures.items():
-        speeds = "  ".join(f"{kind} {_spread(row[f'{kind}_tokens_per_second'], 1)}" for kind in _KINDS)
-        ratios = "  ".join(f"{kind} x {_spread(row[f'{kind}_ratio'], 2)}" for kind in _KINDS)
+        speeds = "  ".join(f"{kind} {spread(row[f'{kind}_tokens_per_second'], 1)}" for kind in _KINDS)
+        ratios = "  ".join(f"{kind} x {spread(row[f'{kind}_ratio'], 2)}" for kind in _KINDS)
         print(f"{engine:40} tokens/s: {speeds}  ours: {ratios}  peak {row['peak_rss_mib']} MiB")
     print(json.dumps({"cpu": cpu_model(), "threads": args.threads, "depth": args.depth, "engines": figures}))
     return 0
