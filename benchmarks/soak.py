@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--tokens", type=whole(1), default=100_000, metavar="N", help="of the whole story (default: %(default)s)")
     add("--every", type=whole(1), default=300, metavar="N", help="tokens from picture to picture (default: 300)")
     add("--read", type=whole(0), default=0, metavar="N",
-        help="of these, read rather than told, which is faster (default: %(default)s)")  # fmt: skip
+        help="of these, the picture included, read and not told: faster (default: what must be)")  # fmt: skip
     add("--policy", choices=POLICIES, default=MULTIMODAL_SINK, help="what the cache keeps (default: %(default)s)")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
     args = parser.parse_args(argv)

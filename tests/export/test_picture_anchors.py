@@ -248,3 +248,38 @@ def test_nothing_grows_and_reset_changes_the_policy(tiny_decoder: Tiny, open_dec
         np.testing.assert_array_equal(got, fresh)
     arrays = [decoder.cache.keys, decoder.cache.values, decoder.cache.region, decoder.cache.slot_positions]
     assert [(array.ctypes.data, array.nbytes) for array in arrays] == before
+
+
+def logits_at(reference: StreamingLlama, rows: Array, tokens: range) -> Array:
+    """The reference's logits after `tokens`, `[n, vocab]`, without telling all that came before.
+
+    A token's keys in layer n depend on what the tokens that it sees have in the layers below, and so on: as many hops
+    back as there are layers. All others are NaN here, and what needs one would be, too.
+    """
+    needed = set(tokens)
+    for _ in range(reference.config.num_layers):
+        needed |= {seen for token in needed for seen in reference.seen(token)}
+    nothing = np.full((reference.config.num_kv_heads, reference.config.head_dim), np.nan)
+    logits = {}
+    for token in sorted(needed):
+        for kept in (*reference.keys, *reference.values):
+            kept.extend([nothing] * (token - len(kept)))
+        logits[token] = reference.step(rows[token])
+    return np.stack([logits[token] for token in tokens])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["oldest", "first-and-last", "more-at-the-end"])
+def test_logits_after_a_hundred_thousand_tokens(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None:
+    """With a picture every 300, the last 300 tokens are what they are by the reference: nothing has drifted."""
+    variant, cache, size = CACHES[name]
+    tiny = tiny_decoder(variant)
+    begins = range(7, 100_000, 300)
+    story = Tale(tiny.embeddings(100_000), [range(begin, begin + size) for begin in begins])
+    decoder, last = open_decoder(tiny, cache), range(99_700, 100_000)
+    feed_in(decoder, story, [*begins, last.start])
+    with np.errstate(invalid="ignore"):
+        expected = logits_at(reference_of(tiny, cache, story), story.rows, last)
+    decoder.cache.expect_picture(story.pictures[-1])
+    got = np.stack([decoder.feed(row[None]).copy() for row in story.rows[last.start :]])
+    assert_close(got, expected, "decoder_graph")
