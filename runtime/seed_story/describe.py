@@ -50,6 +50,7 @@ def qformer_parameters(config: QFormerConfig) -> int:
     ends = 2 * config.num_queries * size + 2 * source + 2 * summary + (summary + 1) * size + 2 * size
     ends += (size + 1) * config.llm_size
     ends += config.memory_names * (config.memory_slots * (size + 1) + config.memory_width * config.llm_size)
+    ends += config.memory_names**2  # what each name is worth, said of another thing
     return config.num_layers * layer + ends
 
 
