@@ -14,6 +14,7 @@ The same mathematics as `model/llama.py`, shaped for the device (`seed_story/con
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ Tensor = Any
 Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
 
 TABLE, NORM, HEAD = "embed_tokens", "norm", "lm_head"
-ROTATION, ROTATED_NORM = "rotation", "rotated_norm"
-"""Only of a rotated decoder: the matrix that turns the residual stream, and the last gain between two turns."""
+ROTATION, ROTATED_NORM, DOWN_ROTATION = "rotation", "rotated_norm", "down_rotation"
+"""Only of a rotated decoder: the matrix that turns the residual stream, the last gain between two turns, and the matrix
+that turns what each `down` reads, block by block."""
+_DOWN_BLOCK = 128
+"""Channels of a block, or the largest power of two below that divides the width: more spread better and cost more."""
 
 
 def matrix(layer: int, kind: str) -> str:
@@ -46,7 +50,8 @@ def weight_shapes(config: LlamaConfig, *, rotated: bool = False) -> dict[str, tu
     """
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
     shapes: dict[str, tuple[int, ...]] = {TABLE: (config.vocab_size, d)}
-    shapes |= {ROTATION: (d, d), ROTATED_NORM: (d, d)} if rotated else {NORM: (d,)}
+    block = math.gcd(f, _DOWN_BLOCK)
+    shapes |= {ROTATION: (d, d), ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)} if rotated else {NORM: (d,)}
     for i in range(config.num_layers):
         shapes[matrix(i, "qkv")] = (heads * config.head_dim, d)
         shapes[matrix(i, "o")] = (d, config.num_heads * config.head_dim)
@@ -190,7 +195,11 @@ class _Step:
 
     def _mlp(self, layer: int, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         gate, up = tf.split(_matmul(x, inputs[matrix(layer, "gate_up")]), 2, axis=-1)
-        return _matmul(gate * tf.sigmoid(gate) * up, inputs[matrix(layer, "down")])
+        hidden = gate * tf.sigmoid(gate) * up
+        if DOWN_ROTATION in inputs:
+            blocks = tf.reshape(hidden, [-1, inputs[DOWN_ROTATION].shape[0]])
+            hidden = tf.reshape(_matmul(blocks, inputs[DOWN_ROTATION]), hidden.shape)
+        return _matmul(hidden, inputs[matrix(layer, "down")])
 
     def _attention(
         self, layer: int, x: Tensor, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]

@@ -7,6 +7,7 @@ several signatures use is stored once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -89,12 +90,19 @@ def _make_constants(model: schema.ModelT, names: Collection[str]) -> dict[str, i
 
 
 def _name_products(model: schema.ModelT, weights: Collection[int]) -> None:
-    """Calls what an operator makes of a weight `<weight's name>/product`: recipes find operators by that name."""
+    """Calls what an operator makes of a weight `<weight's name>/product`: recipes find operators by that name.
+
+    Names are unique: a weight's later products in a graph are counted, `product_1` and so on.
+    """
     for graph in model.subgraphs:
+        uses: Counter[bytes] = Counter()
         for op in graph.operators:
             for index in op.inputs:
-                if graph.tensors[index].buffer in weights:
-                    graph.tensors[op.outputs[0]].name = graph.tensors[index].name + b"/product"
+                weight = graph.tensors[index]
+                if weight.buffer in weights:
+                    count = b"_%d" % uses[weight.name] if uses[weight.name] else b""
+                    graph.tensors[op.outputs[0]].name = weight.name + b"/product" + count
+                    uses[weight.name] += 1
 
 
 def _use_embedding_lookup(model: schema.ModelT) -> None:

@@ -6,6 +6,8 @@ turned by one, and every matrix that reads or writes it takes the turn into its 
 section 4): the same function in exact arithmetic, at two small products a step. Values are not turned: what `o` reads
 costs next to nothing (docs/quantization.md).
 
+What `down` reads is turned too, in blocks and by the graph itself, since SwiGLU commutes with nothing.
+
 What passes between the graphs is not turned: `embed` turns its row back, and a step turns what it is given.
 """
 
@@ -18,13 +20,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.decoder_graph import HEAD, NORM, ROTATED_NORM, ROTATION, TABLE, skeleton_weight
+from export.decoder_graph import (
+    DOWN_ROTATION,
+    HEAD,
+    NORM,
+    ROTATED_NORM,
+    ROTATION,
+    TABLE,
+    skeleton_weight,
+    weight_shapes,
+)
 from seed_story.config import LlamaConfig
 
 Doubles = npt.NDArray[np.float64]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def rotation_matrix(size: int) -> Doubles:
     """A discrete Hartley transform with signs: orthogonal and symmetric, so its own inverse; float64 `[size, size]`.
 
@@ -46,9 +57,14 @@ def rotated_weight(config: LlamaConfig, weights: Mapping[str, Any], name: str) -
     turn = rotation_matrix(config.hidden_size)
     if name == ROTATION:
         return turn.astype(np.float32)
+    small = rotation_matrix(weight_shapes(config, rotated=True)[DOWN_ROTATION][0])
+    if name == DOWN_ROTATION:
+        return small.astype(np.float32)
     if name == ROTATED_NORM:
         gain = skeleton_weight(config, weights, NORM).astype(np.float64)
         return (turn * gain @ turn).astype(np.float32)
     matrix = skeleton_weight(config, weights, name).astype(np.float64)
+    if name.endswith("_down"):
+        matrix = (matrix.reshape(len(matrix), -1, len(small)) @ small).reshape(matrix.shape)
     reads = name in (TABLE, HEAD) or name.endswith(("_qkv", "_gate_up"))  # the others write to the stream
     return (matrix @ turn if reads else turn @ matrix).astype(np.float32)

@@ -72,13 +72,18 @@ def test_embed_gives_rows_as_they_were(rotated_decoder: Tiny, open_decoder: Call
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_operators_are_two_more_products(tiny_decoder: Tiny, rotated_decoder: Tiny, name: str) -> None:
-    plain, rotated = load(tiny_decoder(name)), load(rotated_decoder(name))
+def test_operators_are_a_few_more_products(tiny_decoder: Tiny, rotated_decoder: Tiny, name: str) -> None:
+    """Into the stream, out of it, and before each `down`: nothing that would cut the graph into more pieces."""
+    tiny = rotated_decoder(name)
+    plain, rotated, layers = load(tiny_decoder(name)), load(tiny), tiny.config.num_layers
     assert operators(rotated, "embed") == ["EMBEDDING_LOOKUP", "FULLY_CONNECTED"]
     for signature in SIGNATURES[1:]:
         found, before = Counter(operators(rotated, signature)), Counter(operators(plain, signature))
-        assert found - before == Counter(FULLY_CONNECTED=2)
+        assert found - before == Counter(FULLY_CONNECTED=2 + layers, RESHAPE=2 * layers)
         assert before - found == Counter(MUL=1)
+    names = [tensor.name for graph in rotated.subgraphs for tensor in graph.tensors]
+    products = [name for name in names if b"/product" in name]
+    assert len(products) == len(set(products)), "the quantizer wants unique names"
 
 
 def test_outliers_are_gone() -> None:
@@ -102,7 +107,7 @@ def test_recipe_keeps_rotations_in_float(export_tiny: Callable[[str], Path]) -> 
     types = {tensor.name.decode(): tensor.type for graph in model.subgraphs for tensor in graph.tensors}
     kinds = schema.TensorType
     for signature in SIGNATURES[1:]:
-        for weight in ("rotation", "rotated_norm"):
+        for weight in ("rotation", "rotated_norm", "down_rotation"):
             assert types[f"{signature}/{weight}"] == kinds.FLOAT32
         for weight in ("layers_0_qkv", "layers_1_down", "embed_tokens"):
             assert types[f"{signature}/{weight}"] == kinds.INT8

@@ -36,7 +36,7 @@ def test_bounds_loosen_with_the_bits() -> None:
 
 
 def test_default_bound_is_that_of_the_project() -> None:
-    assert load_recipe("int8").bounds["decoder_mean_kl_nat"] <= 0.015
+    assert load_recipe("int8").bounds["decoder_mean_kl_nat"] <= 0.008
 
 
 @pytest.mark.parametrize("name", ["nope", "", "int4", "../recipes/int8", "int8 ", "INT8"])
