@@ -73,7 +73,8 @@ def test_smaller_recipes_make_smaller_decoders(export_tiny: Callable[[str], Path
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     weights = config.vocab_size * d + n * d * (heads + 3 * f)
     assert sizes["float32"] - sizes["float16"] > 1.5 * weights
-    assert sizes["float32"] - sizes["int8"] > weights  # its scales are many here: rows are as short as 24
+    # Its scales are many here, since rows are as short as 24, and its rotations are more operators.
+    assert sizes["float32"] - sizes["int8"] > 0.9 * weights
 
 
 def test_manifest_says_everything(export_tiny: Callable[[str], Path]) -> None:

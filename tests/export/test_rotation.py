@@ -101,14 +101,14 @@ def test_outliers_are_gone() -> None:
     assert crest(turned) < 0.6 * crest(table)
 
 
-def test_recipe_keeps_rotations_in_float(export_tiny: Callable[[str], Path]) -> None:
+def test_recipe_rounds_rotations_to_half_precision_only(export_tiny: Callable[[str], Path]) -> None:
     data = (export_tiny("int8") / "decoder.tflite").read_bytes()
     model = schema.ModelT.InitFromPackedBuf(bytearray(data), 0)
     types = {tensor.name.decode(): tensor.type for graph in model.subgraphs for tensor in graph.tensors}
     kinds = schema.TensorType
     for signature in SIGNATURES[1:]:
         for weight in ("rotation", "rotated_norm", "down_rotation"):
-            assert types[f"{signature}/{weight}"] == kinds.FLOAT32
+            assert types[f"{signature}/{weight}"] == kinds.FLOAT16
         for weight in ("layers_0_qkv", "layers_1_down", "embed_tokens"):
             assert types[f"{signature}/{weight}"] == kinds.INT8
             assert types[f"{signature}/{weight}/product"] == kinds.FLOAT32
