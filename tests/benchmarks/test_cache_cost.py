@@ -36,7 +36,7 @@ def test_every_policy_takes_its_turn_with_and_without_pictures() -> None:
 def test_a_turn_promotes_as_many_pictures_as_it_shows(model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
     evicted: list[range] = []
     evict = SinkCache._evict
-    monkeypatch.setattr(SinkCache, "_evict", lambda self, picture: (evicted.append(picture), evict(self, picture))[1])
+    monkeypatch.setattr(SinkCache, "_evict", lambda self, one: (evicted.append(one.tokens), evict(self, one))[1])
     row, case = model.decoder.embed([1]), Case("any", SINK, every=20)
     turn(model.decoder, case, row, 100, 6)  # with those of the beginning, which isn't timed
     for _ in range(2):
