@@ -19,7 +19,7 @@ import numpy.typing as npt
 from keras import ops
 
 from model.story_model import StoryModel
-from quantization.fidelity import log_softmax, row_cosines
+from quantization.fidelity import kl_nat, log_softmax, row_cosines
 from quantization.recipe import Recipe
 from seed_story.config import CacheConfig
 from seed_story.decoder import Decoder
@@ -148,7 +148,7 @@ def measure_decoder(
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         logits = decoder.feed(decoder.embed(ids[start:end]))
         mine, theirs = log_softmax(logits), reference(int(end) - 1)
-        kl.append(float((np.exp(theirs) * (theirs - mine)).sum()))
+        kl.append(kl_nat(theirs, mine))
         agree.append(int(mine.argmax()) == int(theirs.argmax()))
         offset = np.median(mine - theirs)
         furthest.append(float(np.abs(mine - theirs - offset).max()))

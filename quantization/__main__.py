@@ -91,13 +91,9 @@ def _reference(path: Path) -> Bundle:
 def _material(folder: Path) -> Material:
     from quantization.report import Material
     from training.data import read_stories
-    from training.evaluation.items import read_items
+    from training.evaluation.items import held_out_stories, read_items
 
-    stories = folder / "test.jsonl"
-    if not stories.is_file():
-        raise UsageError("there are no held-out stories", got=f"no {stories}",
-                         hint="Build the data with `python -m training.storybook build`, or give --data.")  # fmt: skip
-    return Material(read_stories(stories), read_items(folder / "grounding.jsonl"))
+    return Material(read_stories(held_out_stories(folder)), read_items(folder / "grounding.jsonl"))
 
 
 if __name__ == "__main__":

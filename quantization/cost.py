@@ -19,13 +19,13 @@ from seed_story.errors import SeedStoryError
 from seed_story.measure import peak_rss_mib
 from seed_story.resident import resident
 from seed_story.story import SEEDStory
+from seed_story.yardstick import BEGINNING
 
 STARTS = 3
 """Processes started to measure loading and memory."""
 ROUNDS, STEPS = 10, 16
 """Rounds of decoding, and steps of each."""
 _TOLD = 64  # tokens that a started process tells
-_BEGINNING = "Once upon a time,"
 
 
 def footprint(bundle: Path, picture: Path, *, threads: int) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def main(bundle: str, picture: str, threads: str) -> None:
     """The process of `footprint`: prints its figures as JSON."""
     started = time.perf_counter()
     with SEEDStory(bundle, threads=int(threads)) as model:
-        story = model.begin().add_picture(picture).add_text(_BEGINNING)
+        story = model.begin().add_picture(picture).add_text(BEGINNING)
         tokens = story.tell(max_tokens=_TOLD)
         next(tokens, None)
         load_s = time.perf_counter() - started

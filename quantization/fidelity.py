@@ -54,6 +54,11 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Floats:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
+def kl_nat(expected: Floats, got: Floats) -> float:
+    """The Kullback-Leibler divergence of `got` from `expected`, log-probabilities `[vocab]` both, nat."""
+    return float((np.exp(expected) * (expected - got)).sum())
+
+
 def divergence(expected: Floats, got: Floats, token_id: int) -> Divergence:
     """Compares log-probabilities, `[vocab]` both.
 
@@ -64,7 +69,7 @@ def divergence(expected: Floats, got: Floats, token_id: int) -> Divergence:
     few = min(_TOP, len(expected))
     first, second = (set(np.argpartition(scores, -few)[-few:].tolist()) for scores in (expected, got))
     return Divergence(
-        float((np.exp(expected) * (expected - got)).sum()),
+        kl_nat(expected, got),
         -float(got[token_id]),
         -float(expected[token_id]),
         float(expected.argmax() == got.argmax()),

@@ -186,7 +186,7 @@ def _identity(bundle: Bundle) -> dict[str, Any]:
         "bundle": str(bundle.path),
         "name": manifest.name,
         "recipe": manifest.recipe,
-        "missed_bounds": {name: dict(values) for name, values in manifest.missed_bounds.items()},
+        "missed_bounds": dict(manifest.missed_bounds),
         "bytes": sum(size for _, size in manifest.files.values()),
         "graph_bytes": {graph: manifest.files[graph_file(graph)][1] for graph in GRAPHS},
     }

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 from tqdm import tqdm
 
-from quantization.fidelity import log_softmax, row_cosines
+from quantization.fidelity import kl_nat, log_softmax, row_cosines
 from quantization.locate import Inputs, step_inputs
 from quantization.surgery import Matrix, OpenGraph, Runner
 from seed_story.bundle import graph_file
@@ -114,5 +114,4 @@ def _outputs(file: Path, inputs: Sequence[Inputs], output: str, threads: int) ->
 def _cost(graph: str, got: Sequence[npt.NDArray[np.float32]], expected: Sequence[npt.NDArray[np.float32]]) -> float:
     if graph != DECODER:
         return 1 - float(np.mean([row_cosines(a, b).mean() for a, b in zip(got, expected, strict=True)]))
-    scores = [(log_softmax(b[0]), log_softmax(a[0])) for a, b in zip(got, expected, strict=True)]
-    return float(np.mean([(np.exp(b) * (b - a)).sum() for b, a in scores]))
+    return float(np.mean([kl_nat(log_softmax(b[0]), log_softmax(a[0])) for a, b in zip(got, expected, strict=True)]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -141,17 +140,9 @@ def _items(args: argparse.Namespace) -> list[PictureItem]:
 
 def _stories(args: argparse.Namespace) -> list[StoryRecord]:
     from training.data import read_stories
-    from training.evaluation.items import subset
+    from training.evaluation.items import held_out_stories, subset
 
-    return subset(read_stories(_held_out(args)), args.limit, args.seed)
-
-
-def _held_out(args: argparse.Namespace) -> Path:
-    file: Path = args.data / "test.jsonl"
-    if not file.is_file():
-        raise UsageError("there are no held-out stories", got=f"no {file}",
-                         hint="Build the data with `python -m training.storybook build`, or give --data.")  # fmt: skip
-    return file
+    return subset(read_stories(held_out_stories(args.data)), args.limit, args.seed)
 
 
 def _grounding(args: argparse.Namespace) -> dict[str, Any]:
@@ -220,11 +211,12 @@ def _length(args: argparse.Namespace) -> dict[str, Any]:
     from seed_story.device import cpu_model
     from seed_story.story import SEEDStory
     from training.data import read_stories
+    from training.evaluation.items import held_out_stories
     from training.evaluation.length import Plan, cache_of, dense_cache, measure
     from training.evaluation.length_report import markdown, plot, report
     from training.names import read_labels
 
-    file = _held_out(args)
+    file = held_out_stories(args.data)
     stories, things = read_stories(file), {picture: of for picture, (of, _) in read_labels(file).items()}
     plan = Plan(tuple(sorted(set(args.pages))), args.span, args.limit, args.told, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -255,15 +247,14 @@ def _write_file(file: Path, parts: Iterable[str]) -> None:
 
 
 def _write_whole(file: Path, write_to: Callable[[Path], object]) -> None:
-    """All or nothing: to a hidden name beside the file, then renamed."""
-    hidden = file.with_name(f".{file.name}.{os.getpid()}")
+    """All or nothing."""
+    from seed_story.files import whole_file
+
     try:
-        write_to(hidden)
-        hidden.replace(file)
+        with whole_file(file) as hidden:
+            write_to(hidden)
     except OSError as error:
         raise SeedStoryError(f"{file} can't be written", got=error.strerror or error) from error
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ _WORTH_OF_A_KIND = 0.8
 """What "bird" is worth, said of an owl: where "owl" is less likely than this among birds, "bird" it is."""
 
 
+Labels = dict[Path, tuple[tuple[str, ...], str]]
+"""Pictures, and what each shows: its things, the main one first, and its place."""
+
+
 @dataclass(frozen=True)
 class NameTable:
     """The tokens that occur in names, and every name as indices into them.
@@ -95,7 +99,7 @@ def name_table(
     return NameTable(np.array(order, np.int32), table, width, also)
 
 
-def read_labels(file: Path) -> dict[Path, tuple[tuple[str, ...], str]]:
+def read_labels(file: Path) -> Labels:
     """What each picture of a StoryStream file shows, `(things, place)`, where its lines say so.
 
     The storybook's lines do, in `things` and `place` (one entry a picture); published ones don't.

@@ -29,7 +29,7 @@ from training.checkpoint import planned_steps
 from training.data import StoryEncoder, StoryRecord, check_pictures, chunks, read_stories
 from training.features import FeatureStore
 from training.loop import steps_for_minutes, train
-from training.names import SLOTS, NameTable, name_table, read_labels
+from training.names import SLOTS, Labels, NameTable, name_table, read_labels
 from training.pictures import Labelled
 from training.recipe import Recipe, data_fingerprint
 from training.recognition import Recognition
@@ -41,7 +41,6 @@ TRAIN_FILE, TAUGHT_FILE = "train.jsonl", "taught.jsonl"
 CARDS_FILE, NAMES_FILE = "cards.jsonl", "names.json"
 """More pictures to recognize, and other words for the names; a data set may have them."""
 HEAD_FILE = "picture_head.safetensors"
-Labels = dict[Path, tuple[tuple[str, ...], str]]
 _PLACEHOLDER = 1000  # steps of a schedule whose length is measured first
 
 

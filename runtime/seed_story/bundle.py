@@ -104,7 +104,7 @@ class Manifest:
             "files": {name: {"sha256": sha, "bytes": size} for name, (sha, size) in self.files.items()},
             "contract": {g: {s.name: s.to_dict() for s in entries} for g, entries in self.contract.items()},
             "parity": dict(self.parity),
-            "missed_bounds": {name: dict(values) for name, values in self.missed_bounds.items()},
+            "missed_bounds": dict(self.missed_bounds),
             "weights": self.weights,
             "versions": dict(self.versions),
             "licences": dict(self.licences),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from seed_story.errors import SeedStoryError, UsageError
+from seed_story.files import whole_file
 
 INK, PALE, GRID, PAPER = "#1f2430", "#5b6472", "#e3e6eb", "#ffffff"
 BLUE, ORANGE, GREEN, RED, PURPLE, BAND = "#1f5fa8", "#d9730d", "#1a7f45", "#c0262d", "#7b3fa0", "#e2f2e6"
@@ -104,14 +105,11 @@ def save_image(file: Path, image: Image.Image) -> None:
     Raises:
         SeedStoryError: it can't be written.
     """
-    hidden = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        image.save(hidden, format="PNG")
-        hidden.replace(file)
+        with whole_file(file) as hidden:
+            image.save(hidden, format="PNG")
     except OSError as error:
         raise _unwritable(file, error.strerror or error) from error
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def _unwritable(file: Path, got: object) -> SeedStoryError:

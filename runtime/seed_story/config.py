@@ -434,12 +434,19 @@ class CacheConfig(_Config):
             changes = {"sinks": (self.sinks or type(self).sinks) if policy == TEXT_SINK else 0, "anchors": 0, **changes}
         elif not self.pictures:
             begin, end = (changes.get(name, getattr(type(self), name)) for name in ("picture_begin", "picture_end"))
-            some = max(1, self.slots // 8 // max(1, begin + end)) * (begin + end)
-            changes = {"picture_begin": begin, "picture_end": end, "anchors": some, **changes}
+            changes = {"picture_begin": begin, "picture_end": end, "anchors": self.usual_anchors(begin, end), **changes}
             changes = {"sinks": self.sinks or type(self).sinks, **changes}
         made = replace(self, **changes)
         _require(made.policy == policy, "the changes make it another policy", made.policy, policy)
         return made
+
+    def usual_anchors(self, begin: int, end: int) -> int:
+        """Slots of anchors where nothing else is said: for an eighth of the slots, and at least one picture's.
+
+        Args:
+            begin, end: first and last tokens of each picture.
+        """
+        return max(1, self.slots // 8 // max(1, begin + end)) * (begin + end)
 
     def check_picture(self, tokens: int) -> None:
         """Whether pictures of so many tokens, the two around it included, fit this geometry.

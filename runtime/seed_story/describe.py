@@ -133,7 +133,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         },
         "special_tokens": special_tokens(bundle),
         "parity": dict(manifest.parity),
-        "missed_bounds": {name: dict(values) for name, values in manifest.missed_bounds.items()},
+        "missed_bounds": dict(manifest.missed_bounds),
         "weights": manifest.weights,
         "versions": dict(manifest.versions),
         "licences": dict(manifest.licences),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from seed_story.errors import UsageError
@@ -29,6 +32,17 @@ def cache_dir() -> Path:
         return Path.home() / ".cache" / "seed-story"
     except RuntimeError as error:  # no HOME, and no entry for this user
         raise UsageError("the user has no home folder", hint=f"Set {CACHE_VARIABLE} to a folder.") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write to, which becomes `path` when nothing was raised, and is gone otherwise."""
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        yield hidden
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from seed_story.backends.base import Array
 from seed_story.errors import SnapshotError
+from seed_story.files import whole_file
 
 SNAPSHOT_VERSION = 2
 MAGIC = b"seed-story snapshot\n"
@@ -66,17 +66,13 @@ def write_snapshot(path: str | os.PathLike[str], state: State, identity: Mapping
     for part in parts:
         digest.update(part)
     final = Path(path)
-    made = final.with_name(f".{final.name}.{secrets.token_hex(8)}.part")
     try:
-        with made.open("xb") as file:
+        with whole_file(final) as made, made.open("xb") as file:
             file.writelines([MAGIC, digest.digest(), *parts])
             file.flush()
             os.fsync(file.fileno())
-        made.replace(final)
     except OSError as error:
         raise SnapshotError(f"{final} can't be written", got=error.strerror or error) from error
-    finally:
-        made.unlink(missing_ok=True)
 
 
 def read_snapshot(path: str | os.PathLike[str], identity: Mapping[str, str]) -> State:

@@ -170,7 +170,7 @@ def summary(model: SEEDStory, story: Story, *, seed: int, interrupted: bool) -> 
         "name": manifest.name,
         "recipe": manifest.recipe,
         "qformer_trained": manifest.qformer_trained,
-        "missed_bounds": {name: dict(values) for name, values in manifest.missed_bounds.items()},
+        "missed_bounds": dict(manifest.missed_bounds),
         "versions": versions(),
     }
 

@@ -19,8 +19,8 @@ from seed_story.config import CacheConfig
 from seed_story.output import table
 from seed_story.policies import MULTIMODAL_SINK
 from seed_story.story import SEEDStory
-from training.data import Example, StoryRecord, check_pictures
-from training.evaluation.perplexity import Look, counted, encoder_of, looker
+from training.data import IGNORE, Example, StoryRecord, check_pictures
+from training.evaluation.perplexity import Look, encoder_of, feed_rows, lay_out, looker
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,23 +110,17 @@ class Tally:
 def measure_story(model: SEEDStory, example: Example, look: Look, tally: Tally) -> None:
     """Feeds one story token by token, and asks the words of its captions."""
     model.begin()  # empties the cache
-    decoder, size = model.decoder, tally.picture_tokens
-    empty = example.ids < 0
-    rows = decoder.embed(np.where(empty, 0, example.ids).tolist())
-    if empty.any():
-        rows[empty] = np.concatenate([look(picture) for picture in example.pictures])
-    begins = np.flatnonzero(np.diff(empty.astype(np.int8)) == 1).tolist()  # the tokens before the embeddings
-    places = np.full(len(rows), -1, np.int64)
-    for begin in begins:
-        places[begin : begin + size] = np.arange(size)
-    tally.pictures = max(tally.pictures, len(begins))
+    laid, decoder = lay_out(model, example, [look(picture) for picture in example.pictures]), model.decoder
+    places = np.full(len(laid.rows), -1, np.int64)
+    for picture in laid.pictures:
+        places[picture] = np.arange(len(picture))
+    tally.pictures = max(tally.pictures, len(laid.pictures))
     start = 0
-    for at in np.flatnonzero(counted(model, example)).tolist():
+    for at in np.flatnonzero(laid.labels != IGNORE).tolist():
         if start < at:
-            shown = [range(begin - start, begin - start + size) for begin in begins if start <= begin < at]
-            decoder.feed(rows[start:at], shown)
+            feed_rows(model, laid, range(start, at))
         held = decoder.cache.slot_positions.copy()
-        weights = decoder.attend(rows[at : at + 1]).astype(np.float64)
+        weights = decoder.attend(laid.rows[at : at + 1]).astype(np.float64)
         seen = np.append((held != EMPTY) & (weights[:-1] > 0), True)  # a hidden slot's weight is exactly 0
         tally.add(np.append(held, at)[seen], places, weights[seen])
         start = at + 1

@@ -47,6 +47,19 @@ def story_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed} {name}".encode())
 
 
+def held_out_stories(data: Path) -> Path:
+    """The file of a data set's held-out stories.
+
+    Raises:
+        UsageError: there is none.
+    """
+    file = data / "test.jsonl"
+    if not file.is_file():
+        raise UsageError("there are no held-out stories", got=f"no {file}",
+                         hint="Build the data with `python -m training.storybook build`, or give --data.")  # fmt: skip
+    return file
+
+
 def read_items(source: Path) -> list[PictureItem]:
     """Reads pictures from a JSONL file, or from a folder whose file names are the concepts.
 

@@ -28,12 +28,12 @@ from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import MULTIMODAL_SINK
 from seed_story.story import SEEDStory
 from training.data import Example, StoryRecord, check_pictures
+from training.evaluation.grounding import BEGINNING
 from training.evaluation.items import story_seed
 from training.evaluation.naming import names
 from training.evaluation.perplexity import Floats, Laid, Look, encoder_of, feed_rows, lay_out, looker, losses_in
 
 DENSE = "dense"
-BEGINNING = "Once upon a time,"
 PAGE_TOKENS = 30
 """Told on a page at least, up to the end of the sentence; twice as many at most."""
 
@@ -191,8 +191,8 @@ def cache_of(model: SEEDStory, spec: str) -> Cache:
     try:
         if rest:
             begin, end = map(int, rest[0].split("+"))
-            some = max(1, model.cache.slots // 8 // max(1, begin + end)) * (begin + end)
-            changes = {"picture_begin": begin, "picture_end": end, "anchors": some}
+            anchors = model.cache.usual_anchors(begin, end)
+            changes = {"picture_begin": begin, "picture_end": end, "anchors": anchors}
         if rest[1:]:
             (changes["picture_eviction"],) = rest[1:]
         config = model.cache.under(policy, **changes)

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from seed_story.story import SEEDStory
 from training.evaluation.bootstrap import Sums, mean_interval
+from training.evaluation.grounding import BEGINNING
 from training.evaluation.items import PictureItem, story_seed
 from training.evaluation.naming import words_of
 
-BEGINNING = "Once upon a time,"
 LOOP_GRAM, LOOP_TIMES, LOOP_WORDS = 4, 3, 12
 _LOOP = f"some {LOOP_GRAM} words stand more than {LOOP_TIMES} times, or a run of over {LOOP_WORDS} words stands twice"
 _BROKEN = "\ufffd"
