@@ -37,8 +37,6 @@ class Story:
 
     Attributes:
         page: how many pages were begun.
-        given: the text that was added so far.
-        told: the text that the model told so far.
         finished: whether the model came to an end by itself, or to a stop string, at the last `tell`.
         ended: whether another story took the model's memory.
         stats: counts and times.
@@ -46,7 +44,8 @@ class Story:
 
     def __init__(self, model: SEEDStory, sampler: Sampler) -> None:
         self._model, self._sampler = model, sampler
-        self.given, self.told, self.page = "", "", 0
+        # UTF-8: a str would be copied as a whole for every piece that comes, and a story may have no end.
+        self._given, self._told, self.page = bytearray(), bytearray(), 0
         self.finished = self.ended = False
         self.stats = StoryStats()
         self._pending: list[Array] = []
@@ -56,6 +55,16 @@ class Story:
         self._marks: dict[int, State] = {}  # how the newest pages began, by number
         self._put_away: State | None = None  # what the cache held, while another story has it
         self._add_template(model.bundle.manifest.prompt.opening)
+
+    @property
+    def given(self) -> str:
+        """The text that was added so far."""
+        return self._given.decode()
+
+    @property
+    def told(self) -> str:
+        """The text that the model told so far."""
+        return self._told.decode()
 
     def add_picture(self, picture: Picture | Pixels) -> Story:
         """Shows the model a picture, at this place of the story.
@@ -105,11 +114,11 @@ class Story:
         if not ids:
             raise PromptError("the text is empty", got=repr(text), expected="some words, such as 'Once upon a time,'")
         self._request()
-        self.told += self._stop.flush()  # what an early leave held back; half a character is never shown
+        self._told += self._stop.flush().encode()  # what an early leave held back; half a character is never shown
         self._stream = self._model.tokenizer.stream()
         for token_id in ids:
             self._sampler.accept(token_id)
-        self.given += text
+        self._given += text.encode()
         self._add_ids(ids)
         return self
 
@@ -137,7 +146,7 @@ class Story:
         for token_id in self._tokens(max_tokens):
             piece, self.finished = self._stop.push(self._stream.push(token_id))
             if piece:
-                self.told += piece
+                self._told += piece.encode()
                 yield piece
             if self.finished:
                 return
@@ -146,7 +155,7 @@ class Story:
             rest, _ = self._stop.push(self._stream.flush())
             self._stream = self._model.tokenizer.stream()
         if rest := rest + self._stop.flush():
-            self.told += rest
+            self._told += rest.encode()
             yield rest
 
     def _tokens(self, max_tokens: int) -> Iterator[int]:
@@ -287,7 +296,8 @@ class Story:
         values = state.values
         arrays = dict(state.arrays)
         self._sampler = Sampler.restore(values["sampler"])
-        self.given, self.told, self.page = values["given"], values["told"], values["page"]
+        self._given, self._told = (bytearray(values[name].encode()) for name in ("given", "told"))
+        self.page = values["page"]
         self.finished, self._requested = values["finished"], values["requested"]
         self.stats = StoryStats(**values["stats"])
         self._stream = self._model.tokenizer.stream()
