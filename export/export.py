@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +18,21 @@ from tqdm import tqdm
 from export.bundle_writer import file_entries, staged, write_manifest
 from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
+from export.hessians import TOKENS, decoder_hessians, story_rows
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
 from export.rotation import rotated_weight
 from model.layers import named_variables, numpy_of
 from model.story_source import StorySource
 from model.weights import fingerprint
+from quantization.gptq import gptq, grid_of, without_gptq
 from quantization.quantize import quantize_graph
-from quantization.recipe import Recipe
+from quantization.recipe import CALIBRATION, Recipe
 from seed_story import __version__
 from seed_story.backends import open_graph
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.config import CacheConfig
-from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, PREFILL_SIZES, QFORMER, VIT
+from seed_story.contract import BEGIN_PICTURE, DECODE, DECODER, END_PICTURE, PREFILL_SIZES, QFORMER, VIT
 from seed_story.decoder import Decoder
 from seed_story.errors import ExportError, UsageError
 from seed_story.files import file_sha256
@@ -51,6 +54,7 @@ class ExportOptions:
         prefill_sizes: N of the `prefill_N` graphs, 2 or more (`decode` is the one of 1).
         attention: whether the decoder gets `decode_attention`, which the picture eviction `attention-mass` needs.
         force: write a bundle that misses its recipe's bounds, marked in its manifest.
+        calibration: stories with pictures that some recipes round by; see `quantization/calibration_data`.
 
     Raises:
         UsageError: a size is below 2, or given twice; or the cache needs `decode_attention`.
@@ -60,6 +64,7 @@ class ExportOptions:
     prefill_sizes: tuple[int, ...] = PREFILL_SIZES
     attention: bool = True
     force: bool = False
+    calibration: Path = CALIBRATION
 
     def __post_init__(self) -> None:
         sizes = self.prefill_sizes
@@ -83,14 +88,14 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
     options = options or ExportOptions()
     options.cache.check_picture(source.model.config.picture_tokens)
     with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
+        # Not `save`, whose errors have no class of their own.
+        (part / TOKENIZER).write_text(source.tokenizer.to_str(pretty=True), encoding="utf-8")
         with tempfile.TemporaryDirectory(dir=part, prefix="work.") as work:
             try:
                 _write_graphs(source, recipe, options, part, Path(work), bar)
             except tf.errors.OpError as error:  # what TensorFlow says of a full disk
                 raise ExportError("a graph can't be converted", got=error.message,
                                   hint="Is there enough free space and memory?") from error  # fmt: skip
-        # Not `save`, whose errors have no class of their own.
-        (part / TOKENIZER).write_text(source.tokenizer.to_str(pretty=True), encoding="utf-8")
         parity = _gate(source, options, part, bar)
         missed = check(parity, recipe, force=options.force)
         write_manifest(part, _manifest(source, recipe, options, parity, missed, part))
@@ -111,16 +116,40 @@ def _write_graphs(
         raw.write_bytes(write(work / graph))
         quantize_graph(raw, part / graph_file(graph), recipe.graphs[graph])
         bar.update(1)
+    _write_decoder(source, recipe, options, part, work, bar)
+
+
+def _write_decoder(
+    source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, work: Path, bar: tqdm
+) -> None:
     bar.set_postfix_str("decoder: converting")
-    llama = model.config.llama
-    slots, sizes, rotated = options.cache.slots, options.prefill_sizes, recipe.rotated
+    llama, entries, rotated = source.model.config.llama, recipe.graphs[DECODER], recipe.rotated
+    slots, sizes = options.cache.slots, options.prefill_sizes
     skeleton = write_skeleton(llama, slots, sizes, work / DECODER, attention=options.attention, rotated=rotated)
     bar.update(2)
+    raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
+    make = functools.partial(
+        rotated_weight if rotated else skeleton_weight, llama, _Values(named_variables(source.model.llama))
+    )
+    fill_skeleton(skeleton, shapes, make, raw)
+    grids = {name: grid for name in shapes if (grid := grid_of(entries, f"{DECODE}/{name}/product"))}
+    if grids:
+        bar.total += TOKENS + len(grids)
+        bar.set_postfix_str("decoder: calibrating")
+        rows = story_rows(source, StoryTokenizer(part / TOKENIZER), options.calibration)
+        hessians = decoder_hessians(raw, source, options.cache, sizes, rows, grids, threads=default_threads(),
+                                    tick=bar.update)  # fmt: skip
+        bar.set_postfix_str("decoder: rounding")
+
+        def rounded(name: str) -> npt.NDArray[np.float32]:
+            if name not in grids:
+                return make(name)
+            bar.update(1)
+            return gptq(make(name), hessians.pop(name), grids[name])
+
+        fill_skeleton(skeleton, shapes, rounded, raw)
     bar.set_postfix_str(f"decoder: {recipe.name}")
-    raw, weights = work / "decoder.float.tflite", _Values(named_variables(model.llama))
-    make = rotated_weight if rotated else skeleton_weight
-    fill_skeleton(skeleton, weight_shapes(llama, rotated=rotated), lambda name: make(llama, weights, name), raw)
-    quantize_graph(raw, part / graph_file(DECODER), recipe.graphs[DECODER])
+    quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))
     bar.update(2)
 
 

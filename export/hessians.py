@@ -1,0 +1,108 @@
+"""What the decoder's matrices are given when it reads stories: the Hessians that GPTQ rounds by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from model.story_source import StorySource
+from quantization.surgery import OpenGraph, Runner
+from seed_story.cache import SinkCache
+from seed_story.config import CacheConfig
+from seed_story.contract import prefill_name
+from seed_story.errors import UsageError
+from seed_story.image import load_and_preprocess_image
+from seed_story.tokenizer import StoryTokenizer
+from training.data import StoryEncoder, StoryRecord, check_pictures, read_stories
+
+Floats = npt.NDArray[np.float32]
+
+STORIES = "stories.jsonl"
+TOKENS = 4096
+"""That the Hessians are summed over, pictures' embeddings included."""
+
+
+def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> Iterator[Floats]:
+    """Stories as the decoder is fed them, float32 `[tokens, hidden]` each, `TOKENS` together.
+
+    Args:
+        folder: `stories.jsonl` in StoryStream's format, with its pictures.
+
+    Raises:
+        UsageError: it has no stories that can be read.
+        PictureError: a picture is missing or can't be read.
+    """
+    file, left = folder / STORIES, TOKENS
+    if not file.is_file():
+        raise UsageError("there is nothing to calibrate with", got=file, expected="stories in StoryStream's format")
+    stories = read_stories(file)
+    check_pictures(stories)
+    encoder = StoryEncoder(tokenizer, source.prompt, source.model.config.qformer.num_queries)
+    for story in stories:
+        rows = _rows(source, encoder, story)[:left]
+        left -= len(rows)
+        yield rows
+        if not left:
+            return
+
+
+def _rows(source: StorySource, encoder: StoryEncoder, story: StoryRecord) -> Floats:
+    model, example = source.model, encoder.encode(story, ends=False)
+    places = example.ids < 0
+    rows = np.array(ops.convert_to_numpy(model.llama.embed(np.where(places, 0, example.ids)[None]))[0], np.float32)
+    pixels = [load_and_preprocess_image(picture, model.config.vision.image_size) for picture in example.pictures]
+    if pixels:
+        rows[places] = np.concatenate([ops.convert_to_numpy(model.qformer(model.vision(one)))[0] for one in pixels])
+    return rows
+
+
+def decoder_hessians(
+    raw: Path,
+    source: StorySource,
+    cache: CacheConfig,
+    prefill_sizes: Sequence[int],
+    stories: Iterator[Floats],
+    names: Collection[str],
+    *,
+    threads: int,
+    tick: Callable[[int], object],
+) -> dict[str, npt.NDArray[Any]]:
+    """Sums `x^T x` over all inputs x of the matrices, by matrix, float32 `[inputs, inputs]`.
+
+    Args:
+        raw: the decoder in float32, as it is to be quantized; a copy that tells its matrices' inputs is made beside it.
+        stories: of `story_rows`; each is read from an empty cache.
+        names: the matrices, as in `decoder_graph.weight_shapes`.
+        tick: told how many tokens were read since the last call.
+    """
+    size, llama = max(prefill_sizes, default=1), source.model.config.llama
+    opened = OpenGraph(raw, prefill_name(size))
+    outputs = {one.name: opened.add_output(one.x) for one in opened.matrices() if one.name in names}
+    recorder = raw.with_name("recorder.tflite")
+    opened.write(recorder)
+    run, sums = Runner(recorder, threads), dict[str, npt.NDArray[Any]]()
+    inputs: dict[str, Floats] = {
+        "cos": np.zeros((size, 2, llama.head_dim), np.float32),
+        "sin": np.zeros((size, 2, llama.head_dim), np.float32),
+        "mask": np.zeros((size, cache.slots + size), np.float32),
+    }
+    for rows in stories:
+        memory = SinkCache(llama, cache)
+        while len(rows):
+            chunk, rows = np.split(rows, [min(size, memory.max_chunk)])
+            embeddings = np.concatenate([np.zeros((size - len(chunk), llama.hidden_size), np.float32), chunk])
+            memory.fill(inputs, len(chunk))
+            found = run({**memory.memory(), **inputs, "embeddings": embeddings})
+            memory.store(found["k"], found["v"], len(chunk))
+            for name, output in outputs.items():
+                x = found[output].reshape(size, -1)[-len(chunk) :]
+                sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+            tick(len(chunk))
+    del run
+    recorder.unlink()
+    return sums
