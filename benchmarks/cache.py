@@ -3,10 +3,12 @@
 Each case tells on, in turns of some tokens, at a depth where the ring has wrapped; what it had is put back before its
 next turn, untimed. Pictures are read token by token like all else, so a turn has as many promotions as pictures.
 
-- `host_us`: microseconds a token in `SinkCache.fill` and `store`, evictions included; of the thread's CPU time, which a
-  busy machine doesn't lengthen. A mean: a promotion is rare, and a median wouldn't see it.
+- `host_us`: microseconds a token in `SinkCache.fill`, `store` and `observe`, evictions included; of the thread's CPU
+  time, which a busy machine doesn't lengthen. A mean: a promotion is rare, and a median wouldn't see it.
 - `step_ms`: milliseconds of a whole decode step, the turn's lower quartile, wall clock.
-- `share_percent`: how much more `host_us` is than under `window` in the same round, of `window`'s step.
+- `graph_us`: microseconds a token that the steps take longer which also answer what they looked at (`attention-mass`
+  asks some): the difference of the two kinds' lower quartiles, spread over all steps.
+- `share_percent`: how much more `host_us` is than under `window` in the same round, and `graph_us`, of `window`'s step.
 
 A turn gives one figure of each; what is shown are medians and quartiles over the rounds. The share's median may be 2 %.
 """
@@ -31,7 +33,7 @@ from seed_story.config import CacheConfig
 from seed_story.decoder import Decoder
 from seed_story.device import cpu_model
 from seed_story.output import exit_code, prepare, write, write_json
-from seed_story.policies import MULTIMODAL_SINK, TEXT_SINK, WINDOW
+from seed_story.policies import ATTENTION_MASS, MULTIMODAL_SINK, TEXT_SINK, WINDOW
 from seed_story.snapshot import State
 from seed_story.story import SEEDStory
 
@@ -54,16 +56,26 @@ class Case:
     state: State | None = None
     host_us: list[float] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
+    graph_us: list[float] = field(default_factory=list)
 
 
-def cases_of(cache: CacheConfig, every: int) -> list[Case]:
-    """Every policy without pictures, and the ones that see them with one every so many tokens; `window` first."""
+def cases_of(cache: CacheConfig, every: int, *, attention: bool) -> list[Case]:
+    """Every policy without pictures, and with one every so many tokens; `window` first.
+
+    Args:
+        attention: whether the decoder can tell its attention.
+    """
     plain = [Case(policy, cache.under(policy)) for policy in (WINDOW, TEXT_SINK, MULTIMODAL_SINK)]
+    if attention:
+        asking = cache.under(MULTIMODAL_SINK, picture_eviction=ATTENTION_MASS)
+        plain.append(Case(f"{MULTIMODAL_SINK} {ATTENTION_MASS}", asking))
     return plain + [Case(f"{case.name} {_PICTURES}", case.config, every) for case in plain]
 
 
 class Clock:
-    """CPU time that the thread spent in a cache's `fill` and `store` since it was asked, µs."""
+    """CPU time that the thread spent in a cache's methods since it was asked, µs."""
+
+    _METHODS = ("fill", "store", "observe")
 
     def __init__(self) -> None:
         self.us = 0.0
@@ -71,12 +83,12 @@ class Clock:
     @contextmanager
     def on(self, cache: SinkCache) -> Iterator[None]:
         """Counts while it is open."""
-        for name in ("fill", "store"):
+        for name in self._METHODS:
             setattr(cache, name, self._timed(getattr(cache, name)))
         try:
             yield
         finally:
-            for name in ("fill", "store"):
+            for name in self._METHODS:
                 delattr(cache, name)
 
     def _timed(self, call: Any) -> Any:
@@ -95,17 +107,21 @@ def turn(decoder: Decoder, case: Case, row: np.ndarray[Any, np.dtype[np.float32]
         row: any token's embedding, float32 `[1, hidden]`.
         size: tokens of a picture.
     """
-    cache, clock, times_ms = decoder.cache, Clock(), np.empty(tokens)
+    cache, clock, times_ms, asked = decoder.cache, Clock(), np.empty(tokens), np.zeros(tokens, bool)
     begin(decoder, case, row, size)
     with clock.on(cache):
         for index in range(tokens):
             expect(cache, case, size)
+            asked[index] = cache.asks_attention
             started = time.perf_counter()
             decoder.feed(row)
             times_ms[index] = 1e3 * (time.perf_counter() - started)
     case.state = cache.state()
     case.host_us.append(clock.us / tokens)
-    case.step_ms.append(float(np.quantile(times_ms, _QUARTILE)))
+    plain_ms = float(np.quantile(times_ms[~asked], _QUARTILE))
+    case.step_ms.append(plain_ms)
+    longer_ms = np.quantile(times_ms[asked], _QUARTILE) - plain_ms if asked.any() else 0.0
+    case.graph_us.append(1e3 * float(longer_ms * asked.mean()))
 
 
 def begin(decoder: Decoder, case: Case, row: np.ndarray[Any, np.dtype[np.float32]], size: int) -> None:
@@ -133,11 +149,11 @@ def measure(model: SEEDStory, *, every: int, tokens: int, rounds: int) -> dict[s
         every, tokens, rounds: tokens from picture to picture, of a turn, and how many rounds count.
 
     Returns:
-        By case, the quartiles of `host_us`, `step_ms` and `share_percent`.
+        By case, the quartiles of `host_us`, `step_ms`, `graph_us` and `share_percent`.
     """
     decoder, size = model.decoder, model.bundle.manifest.story.picture_tokens
     model.begin()
-    row, cases = decoder.embed([1]), cases_of(model.cache, every)
+    row, cases = decoder.embed([1]), cases_of(model.cache, every, attention=model.bundle.manifest.attention)
     for index in tqdm(range(rounds + 1), desc="cache", unit="round"):  # the first isn't counted
         for case in cases[index % len(cases) :] + cases[: index % len(cases)]:
             turn(decoder, case, row, tokens, size)
@@ -147,7 +163,10 @@ def measure(model: SEEDStory, *, every: int, tokens: int, rounds: int) -> dict[s
         case.name: {
             "host_us": quartiles(np.array(case.host_us[1:])),
             "step_ms": quartiles(np.array(case.step_ms[1:])),
-            "share_percent": quartiles(100 * (np.array(case.host_us[1:]) - np.array(plain.host_us[1:])) / step_us),
+            "graph_us": quartiles(np.array(case.graph_us[1:])),
+            "share_percent": quartiles(
+                100 * (np.array(case.host_us[1:]) - np.array(plain.host_us[1:]) + np.array(case.graph_us[1:])) / step_us
+            ),
         }
         for case in cases
     }
@@ -176,7 +195,7 @@ def _run(args: argparse.Namespace) -> int:
     machine = f"{about['cpu']}, {about['threads']} threads, {about['slots']} slots"
     write(f"{machine}, {args.rounds} rounds: median [quartiles]\n")
     for name, row in found.items():
-        write(f"{name:30} host {spread(row['host_us'], 1)} us a token  step {spread(row['step_ms'], 2)} ms  "
+        write(f"{name:44} host {spread(row['host_us'], 1)} us a token  step {spread(row['step_ms'], 2)} ms  "
               f"more than window {spread(row['share_percent'], 2)} %\n")  # fmt: skip
     write(f"{verdict}: {MULTIMODAL_SINK} adds {worst:.2f} % of a step, allowed {SHARE_BOUND_PERCENT:g} %\n")
     write_json({"verdict": verdict, **about, "rounds": args.rounds, "tokens": args.tokens, "cases": found})

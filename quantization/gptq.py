@@ -26,6 +26,8 @@ _DAMPING = 0.01
 """Of the Hessian's mean diagonal, added to all of it (the paper's section 4)."""
 _LAZY = 128  # columns after which the rest of the matrix is brought up to date
 _TINY = 1e-9  # a scale of zero would divide by it
+_SHARES = {8: (1.0,), 4: tuple(np.linspace(1.0, 0.7, 13).tolist())}
+"""Of the largest weight, by bits: what is tried as the end of the grid. Few codes are worth clipping for."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,26 @@ class Grid:
         """The largest code; the least is its negative."""
         return int(2 ** (self.bits - 1) - 1)
 
-    def scales(self, weights: Floats) -> Floats:
-        """Of min-max, float32 `[outputs, groups]`; those of blocks are bfloat16 numbers, as the engine stores them."""
+    def scales(self, weights: Floats, importance: npt.NDArray[Any]) -> Floats:
+        """The scales that lose least, float32 `[outputs, groups]`, if every weight took its nearest code.
+
+        Those of blocks are bfloat16 numbers, as the engine stores them.
+
+        Args:
+            weights: float32 `[outputs, inputs]`.
+            importance: of each column's squared error, `[inputs]`.
+        """
         groups = weights.reshape(len(weights), -1, self.block or weights.shape[1])
-        scales = np.maximum(np.abs(groups).max(-1), _TINY) / np.float32(self.top)
-        return np.asarray(scales.astype(ml_dtypes.bfloat16) if self.block else scales, np.float32)
+        by_column = np.asarray(importance, np.float32).reshape(1, *groups.shape[1:])
+        most = np.maximum(np.abs(groups).max(-1), _TINY) / np.float32(self.top)
+        best, least = most, np.full(most.shape, np.inf, np.float32)
+        for share in _SHARES[self.bits]:
+            scales = most * np.float32(share)
+            scales = np.asarray(scales.astype(ml_dtypes.bfloat16) if self.block else scales, np.float32)
+            codes = np.clip(np.round(groups / scales[..., None]), -self.top, self.top)
+            lost = (by_column * np.square(groups - codes * scales[..., None])).sum(-1)
+            best, least = np.where(lost < least, scales, best), np.minimum(lost, least)
+        return np.asarray(best, np.float32)
 
 
 def gptq(weights: Floats, hessian: npt.NDArray[Any], grid: Grid) -> Floats:
@@ -62,8 +79,9 @@ def gptq(weights: Floats, hessian: npt.NDArray[Any], grid: Grid) -> Floats:
     Returns:
         float32 `[outputs, inputs]`, every value a code of `grid` times its scale.
     """
-    rest, rounded, scales = weights.astype(np.float32), np.empty_like(weights, np.float32), grid.scales(weights)
+    rest, rounded = weights.astype(np.float32), np.empty_like(weights, np.float32)
     columns, block = weights.shape[1], grid.block or weights.shape[1]
+    scales = grid.scales(weights, np.diag(hessian))
     starts = np.arange(0, columns, block)
     largest = np.abs(weights).reshape(len(weights), -1, block).argmax(-1) + starts  # [outputs, groups]
     factor = _inverse_factor(hessian)

@@ -28,9 +28,28 @@ def model(tiny_bundle: Path) -> Iterator[SEEDStory]:
 
 
 def test_every_policy_takes_its_turn_with_and_without_pictures() -> None:
-    cases = cases_of(CacheConfig(), 100)
-    assert [(case.config.policy, case.every) for case in cases] == [
-        (policy, every) for every in (0, 100) for policy in ("window", "text-sink", "multimodal-sink")]  # fmt: skip
+    policies = ["window", "text-sink", "multimodal-sink"]
+    for attention in (False, True):
+        cases = cases_of(CacheConfig(), 100, attention=attention)
+        policies += ["multimodal-sink"] * attention
+        assert [(case.config.policy, case.every) for case in cases] == [
+            (policy, every) for every in (0, 100) for policy in policies]  # fmt: skip
+        assert [case.config.needs_attention for case in cases[:4]] == [False] * 3 + [attention]
+
+
+def test_dearer_steps_are_counted(model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering, run = model.decoder._attention, type(model.decoder._attention).run
+
+    def slow(self: Any) -> None:
+        if self is answering:
+            time.sleep(0.05)
+        run(self)
+
+    monkeypatch.setattr(type(answering), "run", slow)
+    monkeypatch.setattr("seed_story.cache.ATTENTION_EVERY", 4)
+    *_, asking = cases_of(SINK, 20, attention=True)
+    turn(model.decoder, asking, model.decoder.embed([1]), 40, 6)
+    assert 0.9 * 50_000 / 4 < asking.graph_us[0] < 2 * 50_000 / 4
 
 
 def test_a_turn_promotes_as_many_pictures_as_it_shows(model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +70,7 @@ def test_a_turn_promotes_as_many_pictures_as_it_shows(model: SEEDStory, monkeypa
 
 
 def test_turns_go_on_where_the_case_was(model: SEEDStory) -> None:
-    row, cases = model.decoder.embed([1]), cases_of(SINK, 20)[:3]
+    row, cases = model.decoder.embed([1]), cases_of(SINK, 20, attention=False)[:3]
     for _ in range(2):
         for case in cases:
             turn(model.decoder, case, row, 10, 6)
@@ -94,9 +113,9 @@ def test_the_command(
     *shown, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
     assert (found["verdict"], found["slots"], found["rounds"]) == (verdict, 32, 3)
-    assert len(found["cases"]) == 6 and found["cases"]["window"]["share_percent"] == [0, 0, 0]
+    assert len(found["cases"]) == 8 and found["cases"]["window"]["share_percent"] == [0, 0, 0]
     assert all(row["host_us"][1] > 0 and row["step_ms"][1] > 0 for row in found["cases"].values())
-    assert shown[-1].startswith(verdict) and len(shown) == 8
+    assert shown[-1].startswith(verdict) and len(shown) == 10
 
 
 def test_quartiles() -> None:

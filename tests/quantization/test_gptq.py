@@ -26,7 +26,7 @@ def material(outputs: int = 24, inputs: int = 192, seed: int = 0) -> tuple[Float
 
 
 def nearest(weights: Floats, grid: Grid) -> Floats:
-    scales = np.repeat(grid.scales(weights), grid.block or weights.shape[1], axis=1)
+    scales = np.repeat(grid.scales(weights, np.ones(weights.shape[1])), grid.block or weights.shape[1], axis=1)
     return np.clip(np.round(weights / scales), -grid.top, grid.top) * scales
 
 
@@ -39,7 +39,7 @@ def textbook(weights: Floats, hessian: Floats, grid: Grid) -> Floats:
     """Optimal brain quantization of one row after another, arXiv 2208.11580: the inverse shrinks with every column."""
     damped = hessian.astype(np.float64) + 0.01 * np.diag(hessian).mean() * np.eye(len(hessian))
     columns, block = weights.shape[1], grid.block or weights.shape[1]
-    scales, rows = grid.scales(weights).astype(np.float64), []
+    scales, rows = grid.scales(weights, np.diag(hessian)).astype(np.float64), []
     for row, scale in zip(weights.astype(np.float64), scales, strict=True):
         left, inverse, done = row.copy(), np.linalg.inv(damped), np.empty(columns)
         for column in range(columns):
@@ -58,7 +58,7 @@ def textbook(weights: Floats, hessian: Floats, grid: Grid) -> Floats:
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_it_is_the_textbook_s_method(grid: Grid) -> None:
     weights, hessian = material()
-    codes = [each / np.repeat(grid.scales(weights), grid.block or 192, axis=1)
+    codes = [each / np.repeat(grid.scales(weights, np.diag(hessian)), grid.block or 192, axis=1)
              for each in (gptq(weights, hessian, grid), textbook(weights, hessian, grid))]  # fmt: skip
     off = np.abs(codes[0] - codes[1])
     assert (off > 0.5).mean() < 0.01  # a tie that float32 and float64 break otherwise, and what follows from it
