@@ -89,7 +89,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
     options.cache.check_picture(source.model.config.picture_tokens)
     with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
         # Not `save`, whose errors have no class of their own.
-        (part / TOKENIZER).write_text(source.tokenizer.to_str(pretty=True), encoding="utf-8")
+        (part / TOKENIZER).write_text(source.tokenizer.to_str(), encoding="utf-8")
         with tempfile.TemporaryDirectory(dir=part, prefix="work.") as work:
             try:
                 _write_graphs(source, recipe, options, part, Path(work), bar)

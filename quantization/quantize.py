@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantization.sharing import share_vectors
 from seed_story.errors import ExportError
 
 _REFUSALS = (ValueError, RuntimeError, KeyError, TypeError, IndexError, struct.error, re.error)
@@ -43,4 +44,5 @@ def quantize_graph(source: Path, target: Path, entries: Sequence[dict[str, Any]]
             tool._result.export_model(str(target))
     except _REFUSALS as error:
         raise ExportError(f"{source.name} can't be quantized", got=error, hint="Check the recipe.") from error
+    share_vectors(target)
     source.unlink()

@@ -1,0 +1,52 @@
+"""Stores equal vectors of a `.tflite` file once.
+
+Every signature has tensors of its own for the weights that all share, and each tensor carries its scales and zero
+points: twelve bytes a channel and signature. The format lets tables point to one vector, but its writers do not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+_ALIGNMENT = 64
+
+
+class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(1 << 20)
+        self._known: dict[tuple[str, bytes], Any] = {}
+
+    def CreateNumpyVector(self, x: npt.NDArray[Any]) -> Any:  # noqa: N802
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._known:
+            self._known[key] = super().CreateNumpyVector(x)
+        return self._known[key]
+
+
+def share_vectors(path: Path) -> None:
+    """Writes a file anew, the same graph with less in it."""
+    old = np.memmap(path, np.uint8, "r")
+    model = schema.ModelT.InitFromPackedBuf(old, 0)
+    builder = _SharingBuilder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    head = bytearray(builder.Output())
+    packed, part, position = schema.Model.GetRootAs(head, 0), path.with_suffix(".part"), len(head)
+    with part.open("wb") as file:
+        file.write(head)
+        for number, buffer in enumerate(model.buffers):
+            if buffer.offset > 1:  # its contents lie behind the flatbuffer
+                file.write(b"\0" * (-position % _ALIGNMENT))
+                position += -position % _ALIGNMENT
+                flatbuffer_utils.update_packed_buffer(packed.Buffers(number), offset=position)
+                file.write(old[buffer.offset : buffer.offset + buffer.size].data)
+                position += buffer.size
+        file.seek(0)
+        file.write(head)
+    part.replace(path)
