@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
     if args.trim_vocabulary:
         source = trim_source(source, read_corpus(args.trim_vocabulary))
-    options = ExportOptions(cache, tuple(args.prefill), not args.no_attention, force=args.force)
+    options = ExportOptions(cache, tuple(args.prefill), not args.no_attention, args.force, args.calibration)
     bundle = export_bundle(source, recipe, args.out, options)
     print(summary(bundle))
     if not source.qformer_trained:
@@ -79,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llama", help="another decoder: a .gguf file, or a Hugging Face folder or hub id")
     parser.add_argument("--vision", help="another vision transformer: a Hugging Face folder or hub id")
     parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
-    parser.add_argument("--recipe", default="int8", help="float32, float16, int8, or a .json file")
+    parser.add_argument("--recipe", default="int8", help="float32, float16, int8, int8-static, or a .json file")
+    parser.add_argument("--calibration", type=Path, default=Path(__file__).parents[1] / "quantization/calibration_data",
+                        metavar="FOLDER", help="stories.jsonl and its pictures, for recipes that calibrate activations "
+                        "(default: the project's own)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("build/story"), help="the bundle's folder")
     parser.add_argument("--slots", type=int, default=512, help="slots of the cache (default: %(default)s)")
     parser.add_argument("--sinks", type=int, default=4, help="of these, attention sinks (default: %(default)s)")

@@ -6,10 +6,12 @@ import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -19,20 +21,33 @@ from export.bundle_writer import file_entries, staged, write_manifest
 from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
 from export.hessians import TOKENS, decoder_hessians, story_rows
+from export.integer_ops import with_integer_ops
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
 from export.rotation import rotated_weight
 from model.layers import named_variables, numpy_of
+from model.story_model import StoryModel
 from model.story_source import StorySource
 from model.weights import fingerprint
+from quantization.calibration import FOLDER, calibration_pictures
 from quantization.gptq import gptq, grid_of, without_gptq
-from quantization.quantize import quantize_graph
-from quantization.recipe import CALIBRATION, Recipe
+from quantization.quantize import Samples, is_static, quantize_graph
+from quantization.recipe import Recipe
 from seed_story import __version__
 from seed_story.backends import open_graph
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.config import CacheConfig
-from seed_story.contract import BEGIN_PICTURE, DECODE, DECODER, END_PICTURE, PREFILL_SIZES, QFORMER, VIT
+from seed_story.contract import (
+    BEGIN_PICTURE,
+    DECODE,
+    DECODER,
+    ENCODE,
+    END_PICTURE,
+    PREFILL_SIZES,
+    PROJECT,
+    QFORMER,
+    VIT,
+)
 from seed_story.decoder import Decoder
 from seed_story.errors import ExportError, UsageError
 from seed_story.files import file_sha256
@@ -54,7 +69,7 @@ class ExportOptions:
         prefill_sizes: N of the `prefill_N` graphs, 2 or more (`decode` is the one of 1).
         attention: whether the decoder gets `decode_attention`, which the picture eviction `attention-mass` needs.
         force: write a bundle that misses its recipe's bounds, marked in its manifest.
-        calibration: stories with pictures that some recipes round by; see `quantization/calibration_data`.
+        calibration: a folder of stories with pictures (`quantization/calibration.py`), read by recipes that need it.
 
     Raises:
         UsageError: a size is below 2, or given twice; or the cache needs `decode_attention`.
@@ -64,7 +79,7 @@ class ExportOptions:
     prefill_sizes: tuple[int, ...] = PREFILL_SIZES
     attention: bool = True
     force: bool = False
-    calibration: Path = CALIBRATION
+    calibration: Path = FOLDER
 
     def __post_init__(self) -> None:
         sizes = self.prefill_sizes
@@ -82,6 +97,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
 
     Raises:
         ConfigError: the model's pictures don't fit the cache.
+        UsageError, PictureError: the recipe needs calibration, and its folder or a picture can't be read.
         ParityError: a graph strays from the reference; nothing was written.
         ExportError: a graph can't be converted or quantized, or `out` can't be written.
     """
@@ -110,11 +126,13 @@ def _write_graphs(
         VIT: lambda folder: write_vit(model.vision, folder),
         QFORMER: lambda folder: write_qformer(model.qformer, model.config.vision.tokens, folder),
     }
+    samples = _samples(model, options.calibration)
     for graph, write in writers.items():
         bar.set_postfix_str(f"{graph}: converting")
-        raw = work / f"{graph}.float.tflite"
-        raw.write_bytes(write(work / graph))
-        quantize_graph(raw, part / graph_file(graph), recipe.graphs[graph])
+        raw, entries = work / f"{graph}.float.tflite", recipe.graphs[graph]
+        converted = write(work / graph)
+        raw.write_bytes(with_integer_ops(converted) if is_static(entries) else converted)
+        quantize_graph(raw, part / graph_file(graph), entries, samples[graph])
         bar.update(1)
     _write_decoder(source, recipe, options, part, work, bar)
 
@@ -151,6 +169,17 @@ def _write_decoder(
     bar.set_postfix_str(f"decoder: {recipe.name}")
     quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))
     bar.update(2)
+
+
+def _samples(model: StoryModel, folder: Path) -> dict[str, Callable[[], Samples]]:
+    """What the picture graphs are calibrated with: pictures, and the features that the float ViT sees in them."""
+    pictures = cache(lambda: calibration_pictures(folder, model.config.vision.image_size))
+    return {
+        VIT: lambda: {ENCODE: [{"image": pixels} for pixels in pictures()]},
+        QFORMER: lambda: {
+            PROJECT: [{"features": keras.ops.convert_to_numpy(model.vision(pixels))} for pixels in pictures()]
+        },
+    }
 
 
 class _Values(dict[str, Any]):

@@ -39,8 +39,7 @@ class NameMemory(Module):
 
     def call(self, summary: Tensor) -> Tensor:  # noqa: D102
         likely = ops.softmax(ops.concatenate([score(summary) for score in self.scores], axis=1), axis=-1)
-        worth = self.worth(likely)
-        for _ in range(_SQUARINGS):
-            worth = ops.square(worth)
-        recalled = worth / ops.sum(worth, axis=-1, keepdims=True)
-        return ops.reshape(self.values(recalled), (-1, self.config.num_queries, self.config.llm_size))
+        shares = self.worth(likely)
+        for _ in range(_SQUARINGS):  # to shares of one each time, so that integers hold the last as well as the first
+            shares = ops.square(shares * ops.rsqrt(ops.sum(ops.square(shares), axis=-1, keepdims=True)))
+        return ops.reshape(self.values(shares), (-1, self.config.num_queries, self.config.llm_size))
