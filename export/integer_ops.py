@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from seed_story.errors import ExportError
+
 _Op = schema.BuiltinOperator
 _Options = schema.BuiltinOptions
 
@@ -30,6 +32,9 @@ def with_integer_ops(graph: bytes) -> bytes:
 
     Args:
         graph: a float32 `.tflite`.
+
+    Raises:
+        ExportError: it has a maximum over other axes than a pool can take.
     """
     model = schema.ModelT.InitFromPackedBuf(bytearray(graph), 0)
     for subgraph in model.subgraphs:
@@ -95,8 +100,10 @@ class _Rewriter:
     def _greatest(self, op: Any) -> None:
         given, made = self._graph.tensors[op.inputs[0]], self._graph.tensors[op.outputs[0]]
         axes = np.frombuffer(bytes(self._model.buffers[self._graph.tensors[op.inputs[1]].buffer].data), np.int32)
+        if len(given.shape) != 3 or axes.tolist() not in ([1], [-2]):
+            raise ExportError("a maximum has no integer form", got=f"shape {list(given.shape)}, axes {axes.tolist()}",
+                              expected="the middle one of three axes")  # fmt: skip
         batch, length, channels = given.shape
-        assert axes.tolist() in ([1], [-2])
         flat = self._tensor(op, "row", [batch, 1, length, channels])
         best = self._tensor(op, "pooled", [batch, 1, 1, channels])
         self._reshape(int(op.inputs[0]), flat)
