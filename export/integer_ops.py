@@ -65,7 +65,7 @@ class _Rewriter:
         for op in self._graph.operators:
             code = codes[op.opcodeIndex]
             if code == _Op.SUB:
-                self._differences[tuple(map(int, op.inputs))] = int(op.outputs[0])
+                self._differences[int(op.inputs[0]), int(op.inputs[1])] = int(op.outputs[0])
             if code in rules:
                 rules[code](op)
             else:
@@ -79,7 +79,7 @@ class _Rewriter:
         self._mul(int(op.inputs[0]), int(op.inputs[0]), op.outputs)
 
     def _squared_difference(self, op: Any) -> None:
-        pair = tuple(map(int, op.inputs))
+        pair = int(op.inputs[0]), int(op.inputs[1])
         if pair not in self._differences:
             self._differences[pair] = self._tensor(op, "difference", self._graph.tensors[op.outputs[0]].shape)
             self._add(_Op.SUB, op.inputs, [self._differences[pair]], _Options.SubOptions, schema.SubOptionsT())
@@ -98,7 +98,7 @@ class _Rewriter:
         self._mul(given, factor, op.outputs)
 
     def _greatest(self, op: Any) -> None:
-        given, made = self._graph.tensors[op.inputs[0]], self._graph.tensors[op.outputs[0]]
+        given = self._graph.tensors[op.inputs[0]]
         axes = np.frombuffer(bytes(self._model.buffers[self._graph.tensors[op.inputs[1]].buffer].data), np.int32)
         if len(given.shape) != 3 or axes.tolist() not in ([1], [-2]):
             raise ExportError("a maximum has no integer form", got=f"shape {list(given.shape)}, axes {axes.tolist()}",
@@ -150,9 +150,8 @@ class _Rewriter:
     def _opcode(self, code: int) -> int:
         codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in self._model.operatorCodes]
         if code not in codes:
-            self._model.operatorCodes.append(
-                schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=1)
-            )
+            made = schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=1)
+            self._model.operatorCodes.append(made)
             codes.append(code)
         return codes.index(code)
 

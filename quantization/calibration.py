@@ -1,4 +1,4 @@
-"""What a recipe with calibrated activations is calibrated with: pictures of a folder, as the vision transformer reads them."""
+"""What activations are calibrated with: a folder's pictures, as the vision transformer reads them."""
 
 from __future__ import annotations
 

@@ -51,7 +51,9 @@ def quantize_graph(
         with (
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
         ):  # its own bars
+            warnings.simplefilter("ignore", UserWarning)  # that it keeps all tensors: calibrating is what that is for
             tool = quantizer.Quantizer(str(source), quantization_recipe=list(entries))
             found = _calibrate(tool, samples() if samples else {}) if tool.need_calibration else None
             tool.quantize(found, str(target), enable_progress_bar=False, enable_progress_report=False)
@@ -74,8 +76,6 @@ def _calibrate(tool: Any, samples: Samples) -> dict[str, Any]:
     from litert_quantizer import calibrator
     from litert_quantizer.utils import qsv_utils
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all tensors, which is what it is for
-        watcher = calibrator.Calibrator(tool._float_model_buffer, qsv_update_func=qsv_utils.min_max_update)
+    watcher = calibrator.Calibrator(tool._float_model_buffer, qsv_update_func=qsv_utils.min_max_update)
     watcher.calibrate(samples, tool._recipe_manager)
     return dict(watcher.get_model_qsvs())

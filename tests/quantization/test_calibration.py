@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from export.export import ExportOptions, export_bundle
+from export.__main__ import main
 from export.integer_ops import with_integer_ops
-from model.story_source import load_source
 from quantization.calibration import FOLDER, calibration_pictures
 from quantization.quantize import is_static, quantize_graph
 from quantization.recipe import load_recipe, recipe_names
@@ -142,8 +141,9 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path) -> None:
         calibration_pictures(folder, 28)
 
 
-def test_an_export_reads_the_folder_that_it_is_given(tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    with pytest.raises(UsageError, match="nothing to calibrate with"):
-        export_bundle(load_source("tiny"), STATIC, out, ExportOptions(calibration=tmp_path / "none"))
+def test_an_export_reads_the_folder_that_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, none = tmp_path / "bundle", tmp_path / "none"
+    given = ["--model", "tiny", "--recipe", "int8-static", "--calibration", str(none), "--out", str(out)]
+    assert main(given) == UsageError.exit_code
+    assert f"nothing to calibrate with; got {none}" in capsys.readouterr().err
     assert not out.exists()
