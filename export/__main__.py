@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.cli import whole
 from seed_story.config import CacheConfig
 from seed_story.contract import DECODE_ATTENTION, PREFILL_SIZES
@@ -33,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from quantization.recipe import load_recipe
-
     recipe = load_recipe(args.recipe)  # before the seconds that TensorFlow takes
     cache = _cache(args)
     with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
@@ -79,9 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llama", help="another decoder: a .gguf file, or a Hugging Face folder or hub id")
     parser.add_argument("--vision", help="another vision transformer: a Hugging Face folder or hub id")
     parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
-    parser.add_argument("--recipe", default="int8", help="float32, float16, int8, int8-static, or a .json file")
-    parser.add_argument("--calibration", type=Path, default=Path(__file__).parents[1] / "quantization/calibration_data",
-                        metavar="FOLDER", help="stories.jsonl and its pictures, for recipes that calibrate activations "
+    parser.add_argument("--recipe", default="int8", help=f"{', '.join(recipe_names())}, or a .json file")
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
+                        help="stories.jsonl and its pictures, for recipes that look at what a graph is given "
                         "(default: the project's own)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("build/story"), help="the bundle's folder")
     parser.add_argument("--slots", type=int, default=512, help="slots of the cache (default: %(default)s)")

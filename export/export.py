@@ -29,10 +29,10 @@ from model.layers import named_variables, numpy_of
 from model.story_model import StoryModel
 from model.story_source import StorySource
 from model.weights import fingerprint
-from quantization.calibration import FOLDER, calibration_pictures
+from quantization.calibration import calibration_pictures
 from quantization.gptq import gptq, grid_of, without_gptq
 from quantization.quantize import Samples, is_static, quantize_graph
-from quantization.recipe import Recipe
+from quantization.recipe import CALIBRATION, Recipe
 from seed_story import __version__
 from seed_story.backends import open_graph
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
@@ -79,7 +79,7 @@ class ExportOptions:
     prefill_sizes: tuple[int, ...] = PREFILL_SIZES
     attention: bool = True
     force: bool = False
-    calibration: Path = FOLDER
+    calibration: Path = CALIBRATION
 
     def __post_init__(self) -> None:
         sizes = self.prefill_sizes

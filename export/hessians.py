@@ -11,39 +11,32 @@ import numpy.typing as npt
 from keras import ops
 
 from model.story_source import StorySource
+from quantization.calibration import calibration_stories
 from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig
 from seed_story.contract import prefill_name
-from seed_story.errors import UsageError
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
-from training.data import StoryEncoder, StoryRecord, check_pictures, read_stories
+from training.data import StoryEncoder, StoryRecord
 
 Floats = npt.NDArray[np.float32]
 
-STORIES = "stories.jsonl"
 TOKENS = 4096
 """That the Hessians are summed over, pictures' embeddings included."""
 
 
 def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> Iterator[Floats]:
-    """Stories as the decoder is fed them, float32 `[tokens, hidden]` each, `TOKENS` together.
+    """Stories as the decoder is fed them, float32 `[tokens, hidden]` each, `TOKENS` together at most.
 
     Args:
-        folder: `stories.jsonl` in StoryStream's format, with its pictures.
+        folder: as `quantization.calibration.calibration_stories` has it.
 
     Raises:
-        UsageError: it has no stories that can be read.
-        PictureError: a picture is missing or can't be read.
+        UsageError, PictureError: the folder or a picture can't be read.
     """
-    file, left = folder / STORIES, TOKENS
-    if not file.is_file():
-        raise UsageError("there is nothing to calibrate with", got=file, expected="stories in StoryStream's format")
-    stories = read_stories(file)
-    check_pictures(stories)
-    encoder = StoryEncoder(tokenizer, source.prompt, source.model.config.qformer.num_queries)
-    for story in stories:
+    encoder, left = StoryEncoder(tokenizer, source.prompt, source.model.config.qformer.num_queries), TOKENS
+    for story in calibration_stories(folder):
         rows = _rows(source, encoder, story)[:left]
         left -= len(rows)
         yield rows

@@ -22,7 +22,7 @@ from seed_story.errors import ConfigError, UsageError
 
 FOLDER = Path(__file__).parent / "recipes"
 CALIBRATION = Path(__file__).parent / "calibration_data"
-"""Stories with pictures of the training set, for recipes that want to know what a graph is given."""
+"""Stories with pictures of the training set, for recipes that look at what a graph is given."""
 BOUNDS = ("vit_cosine_min", "qformer_cosine_min", "decoder_mean_kl_nat", "decoder_top1")
 """The figures that every recipe bounds; see `export/parity.py`."""
 

@@ -14,9 +14,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from export.__main__ import main
 from export.integer_ops import with_integer_ops
-from quantization.calibration import FOLDER, calibration_pictures
+from quantization.calibration import calibration_pictures
 from quantization.quantize import is_static, quantize_graph
-from quantization.recipe import load_recipe, recipe_names
+from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.bundle import Bundle
 from seed_story.contract import QFORMER, VIT, qformer_signatures
 from seed_story.errors import ExportError, PictureError, UsageError
@@ -108,8 +108,8 @@ def test_samples_are_made_only_when_they_are_needed(graph: Path, tmp_path: Path)
 
 
 def test_own_pictures_are_each_read_once() -> None:
-    pictures = calibration_pictures(FOLDER, 28)
-    assert len(pictures) == len(list((FOLDER / "pictures").iterdir())) == 96
+    pictures = calibration_pictures(CALIBRATION, 28)
+    assert len(pictures) == len(list((CALIBRATION / "pictures").iterdir())) == 96
     assert all(one.shape == (1, 28, 28, 3) and one.dtype == np.float32 for one in pictures)
     assert 0 <= np.min(pictures) < np.max(pictures) <= 1
 
@@ -119,7 +119,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with one story of one picture, told twice."""
     made = tmp_path / "mine"
     (made / "pictures").mkdir(parents=True)
-    shutil.copy(next((FOLDER / "pictures").iterdir()), made / "pictures" / "one.jpg")
+    shutil.copy(next((CALIBRATION / "pictures").iterdir()), made / "pictures" / "one.jpg")
     line = json.dumps({"id": "1", "images": ["pictures/one.jpg"], "captions": ["A fox."]})
     (made / "stories.jsonl").write_text(f"{line}\n{line}\n")
     return made
