@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from quantization.fidelity import Divergence, Place, divergence, figures, log_softmax
+from quantization.reference import check_reference
 from quantization.render import figure, table
-from quantization.report import check_reference
 from seed_story.backends.base import Array
 from seed_story.bundle import Bundle, graph_file
 from seed_story.cli import whole

@@ -25,6 +25,8 @@ CALIBRATION = Path(__file__).parent / "calibration_data"
 """Stories with pictures of the training set, for recipes that look at what a graph is given."""
 BOUNDS = ("vit_cosine_min", "qformer_cosine_min", "decoder_mean_kl_nat", "decoder_top1")
 """The figures that every recipe bounds; see `export/parity.py`."""
+OPTIONAL_BOUNDS = ("decoder_perplexity_ratio",)
+"""Those that a recipe may bound."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Recipe:
 
     Args:
         graphs: graph to its `litert-quantizer` entries.
-        bounds: figure to its limit; a cosine or agreement is a least value, a divergence a greatest.
+        bounds: figure to its limit; a cosine or agreement is a least value, a divergence or ratio a greatest.
         rotated: whether the decoder's residual stream is turned first, so that no channel stands out.
     """
 
@@ -63,7 +65,8 @@ def load_recipe(name: str | Path) -> Recipe:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         graphs = {graph: list(values["graphs"][graph]) for graph in GRAPHS}
-        bounds = {figure: float(values["bounds"][figure]["bound"]) for figure in BOUNDS}
+        wanted = [*BOUNDS, *(figure for figure in OPTIONAL_BOUNDS if figure in values["bounds"])]
+        bounds = {figure: float(values["bounds"][figure]["bound"]) for figure in wanted}
         if not all(map(math.isfinite, bounds.values())):
             raise ValueError(f"a bound isn't a number: {bounds}")
         rotated = values.get("rotated", False)

@@ -17,19 +17,17 @@ from quantization.cost import footprint, speeds
 from quantization.fidelity import Divergence, all_figures
 from quantization.locate import Reading, first_bad, locate
 from quantization.passages import picture_cosines, walk
+from quantization.reference import check_matrices, check_reference
 from quantization.sensitivity import Cost, sensitivity
-from seed_story.bundle import TOKENIZER, Bundle, graph_file
+from seed_story.bundle import Bundle, graph_file
 from seed_story.contract import GRAPHS
 from seed_story.device import cpu_model
-from seed_story.errors import SeedStoryError, UsageError
+from seed_story.errors import SeedStoryError
 from seed_story.story import SEEDStory, default_threads
 from training.data import PAGES, StoryRecord, check_pictures
 from training.evaluation.bootstrap import by_cluster, difference_interval, mean_interval
 from training.evaluation.grounding import BEGINNING, Told, tell_all
 from training.evaluation.items import PictureItem, subset
-
-FLOAT = "float32"
-"""The recipe of a reference."""
 
 
 @dataclass(frozen=True)
@@ -62,38 +60,6 @@ class Plan:
     told: int = 40
     seed: int = 0
     threads: int | None = None
-
-
-def check_reference(reference: Bundle, bundles: Sequence[Bundle]) -> None:
-    """Whether the bundles can be compared with the reference.
-
-    Raises:
-        UsageError: it isn't float32, or a bundle is of other weights, or reads stories in another way.
-    """
-    if reference.manifest.recipe != FLOAT:
-        raise UsageError(f"the reference {reference.path} isn't {FLOAT}", got=reference.manifest.recipe, expected=FLOAT,
-                         hint="Export one with --recipe float32, and give it with --reference.")  # fmt: skip
-    for bundle in (reference, *bundles):
-        if not bundle.manifest.weights:
-            raise UsageError(f"{bundle.path} doesn't say which weights it was made from", hint="Export it again.")
-    theirs = _reading(reference)
-    for bundle in bundles:
-        mine = _reading(bundle)
-        different = [name for name in theirs if mine[name] != theirs[name]]
-        if different:
-            raise UsageError(f"{bundle.path} can't be compared with {reference.path}", got=f"other {different[0]}",
-                             expected=f"the same {', '.join(theirs)}",
-                             hint="Export the reference with the bundle's options and --recipe float32.")  # fmt: skip
-
-
-def _reading(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    return {
-        "weights": manifest.weights,
-        "tokenizer": manifest.files[TOKENIZER][0],
-        "prompt": manifest.prompt,
-        "cache": manifest.cache,
-    }
 
 
 def make_report(reference: Bundle, bundles: Sequence[Bundle], material: Material, plan: Plan) -> dict[str, Any]:
@@ -160,6 +126,7 @@ def take_apart(
         UsageError: the bundles can't be compared, or taken apart.
     """
     check_reference(reference, bundles)
+    check_matrices(reference, bundles)
     check_pictures(material.stories)
     threads, rows = plan.threads or default_threads(), []
     pictures, texts = _pictures(material.stories), [page.caption for s in material.stories for page in s.pages]

@@ -94,7 +94,7 @@ def _of_graph(
 
 
 def _quantized(graph: str, opened: OpenGraph, given: OpenGraph) -> list[tuple[Matrix, Matrix]]:
-    """The matrices that the bundle quantized, in the reference and in the bundle."""
+    """The matrices that the bundle quantized, in the reference and in the bundle; one that is used often counts once."""
     ours, theirs = opened.matrices(), given.matrices()
     hint = "Recipes that add operations, or quantize activations beforehand, can't be taken apart."
     if len(theirs) != len(ours):
@@ -102,8 +102,11 @@ def _quantized(graph: str, opened: OpenGraph, given: OpenGraph) -> list[tuple[Ma
     types = schema.TensorType
     if any(given.graph.tensors[one.x].type != types.FLOAT32 for one in theirs):
         raise UsageError(f"the bundle's {graph} computes in whole numbers", expected="float32 activations", hint=hint)
-    pairs = zip(ours, theirs, strict=True)
-    return [(mine, other) for mine, other in pairs if given.graph.tensors[other.w].type != types.FLOAT32]
+    changed: dict[int, tuple[Matrix, Matrix]] = {}
+    for mine, other in zip(ours, theirs, strict=True):
+        if given.graph.tensors[other.w].type != types.FLOAT32:
+            changed.setdefault(mine.w, (mine, other))
+    return list(changed.values())
 
 
 def _outputs(file: Path, inputs: Sequence[Inputs], output: str, threads: int) -> list[npt.NDArray[np.float32]]:

@@ -7,6 +7,7 @@ Only one signature is kept. Contents lie behind the flatbuffer, where they stay 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _ALIGNMENT = 64
 _SLACK = 1 << 16  # bytes: a flatbuffer written anew may be somewhat longer
+_FLOATS = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.FLOAT16: np.float16}
 _SMALL = 256  # bytes: what stays in the flatbuffer, where the converter's shapes and axes are
 
 
@@ -33,8 +35,9 @@ class Matrix:
     """A FULLY_CONNECTED operation: `y = x w^T + b`.
 
     Args:
-        name: of its weights, without the signature.
-        op: the operation, and the numbers of its tensors: x, w, b (-1 for none) and y.
+        name: of its weights, without the signature; later uses of the same weights are counted, `name_1` and so on.
+        op: the operation, and the numbers of its tensors: x, w, b (-1 for none) and y. Weights that are stored in
+            float16 and dequantized before they are used are meant as they are stored.
     """
 
     name: str
@@ -73,23 +76,27 @@ class OpenGraph:
 
     def matrices(self) -> list[Matrix]:
         """In the order in which they are computed."""
-        wanted = schema.BuiltinOperator.FULLY_CONNECTED
         codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in self.model.operatorCodes]
-        made = []
+        made: list[Matrix] = []
+        uses, stored = Counter[int](), dict[int, int]()
         for op in self.graph.operators:
-            if codes[op.opcodeIndex] == wanted:
+            if codes[op.opcodeIndex] == schema.BuiltinOperator.DEQUANTIZE:
+                stored[int(op.outputs[0])] = int(op.inputs[0])
+            elif codes[op.opcodeIndex] == schema.BuiltinOperator.FULLY_CONNECTED:
                 x, w, b = (*map(int, op.inputs), -1)[:3]
+                w = stored.get(w, w)
                 name = self.graph.tensors[w].name.decode().split(";")[0].removeprefix(f"{self._key}/")
-                made.append(Matrix(name, op, x, w, b, int(op.outputs[0])))
+                made.append(Matrix(f"{name}_{uses[w]}" if uses[w] else name, op, x, w, b, int(op.outputs[0])))
+                uses[w] += 1
         return made
 
     def constant(self, tensor: int) -> npt.NDArray[Any] | None:
-        """A float32 tensor's value; None if it has none, or is of another type."""
+        """A float32 or float16 tensor's value, float32; None if it has none, or is of another type."""
         found = self.graph.tensors[tensor]
         data = self.content(tensor)
-        if found.type != schema.TensorType.FLOAT32 or not len(data):
+        if found.type not in _FLOATS or not len(data):
             return None
-        return np.frombuffer(data.tobytes(), np.float32).reshape(found.shape)
+        return np.frombuffer(data.tobytes(), _FLOATS[found.type]).reshape(found.shape).astype(np.float32, copy=False)
 
     def content(self, tensor: int) -> Bytes:
         """A tensor's constant as it is stored; empty if it has none."""
@@ -115,25 +122,29 @@ class OpenGraph:
         return name
 
     def transplant(self, mine: Matrix, other: OpenGraph, theirs: Matrix) -> Callable[[], None]:
-        """Puts another graph's matrix, in its number format, in the place of one of this graph's.
+        """Puts another graph's matrix, in its number format, in the place of one of this graph's, wherever it is used.
 
-        Its contents are added once: `write` comes after the first transplant of all, `rewrite` after each further one.
+        One that is stored in float16 is put there as float32 of the same values, which is what DEQUANTIZE makes of it.
+        Contents are added once: `write` comes after the first transplant of all, `rewrite` after each further one.
 
         Returns:
             What undoes it.
         """
-        tensor, op = self.graph.tensors[mine.w], mine.op
-        fields = ("type", "buffer", "quantization")
-        before = {name: getattr(tensor, name) for name in fields}, op.opcodeIndex, op.builtinOptions
+        tensor, ops = self.graph.tensors[mine.w], [one.op for one in self.matrices() if one.w == mine.w]
+        before = {name: getattr(tensor, name) for name in ("type", "buffer", "quantization")}
+        ops_before = [(op.opcodeIndex, op.builtinOptions) for op in ops]
         count, given = len(self.graph.tensors), other.graph.tensors[theirs.w]
-        tensor.type, tensor.buffer = given.type, self._adopt(other, theirs.w)
-        tensor.quantization = self._scaling(other, given.quantization)
+        half = given.type == schema.TensorType.FLOAT16
+        tensor.type, tensor.buffer = schema.TensorType.FLOAT32 if half else given.type, self._adopt(other, theirs.w)
+        tensor.quantization = None if half else self._scaling(other, given.quantization)
         self.model.operatorCodes.append(other.model.operatorCodes[theirs.op.opcodeIndex])
-        op.opcodeIndex, op.builtinOptions = len(self.model.operatorCodes) - 1, theirs.op.builtinOptions
+        for op in ops:
+            op.opcodeIndex, op.builtinOptions = len(self.model.operatorCodes) - 1, theirs.op.builtinOptions
 
         def undo() -> None:
-            values, op.opcodeIndex, op.builtinOptions = before
-            for name, value in values.items():
+            for op, (code, options) in zip(ops, ops_before, strict=True):
+                op.opcodeIndex, op.builtinOptions = code, options
+            for name, value in before.items():
                 setattr(tensor, name, value)
             self.model.operatorCodes.pop()
             del self.graph.tensors[count:]
@@ -141,10 +152,13 @@ class OpenGraph:
         return undo
 
     def _adopt(self, other: OpenGraph, tensor: int) -> int:
-        """The number here of the buffer of another graph's tensor."""
+        """The number here of the buffer of another graph's tensor; float16 becomes float32."""
         key = (id(other), other.graph.tensors[tensor].buffer)
         if key not in self._adopted:
-            self._adopted[key] = self._add_contents(other.content(tensor))
+            half = other.graph.tensors[tensor].type == schema.TensorType.FLOAT16
+            wide = other.constant(tensor) if half else None
+            content = other.content(tensor) if wide is None else np.frombuffer(wide.tobytes(), np.uint8)
+            self._adopted[key] = self._add_contents(content)
         return self._adopted[key]
 
     def _scaling(self, other: OpenGraph, scaling: Any) -> Any:

@@ -1,0 +1,166 @@
+"""A rotated bundle is taken apart beside a rotated float reference, its float16 rotations included."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.export import ExportOptions, export_bundle
+from quantization.__main__ import main
+from quantization.locate import step_inputs
+from quantization.quantize import quantize_graph
+from quantization.recipe import load_recipe
+from quantization.reference import export_command, is_float, is_rotated
+from quantization.sensitivity import sensitivity
+from quantization.surgery import OpenGraph, Runner
+from seed_story.bundle import MANIFEST, Bundle, graph_file
+from seed_story.config import CacheConfig
+from seed_story.files import file_sha256
+from seed_story.story import SEEDStory
+from tests.loud import loud_source
+from training.data import read_stories
+
+TEXT = "Once upon a time, a fox hid in a log. " * 3
+OPTIONS = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8), force=True)
+INT8 = load_recipe("int8")
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`loud_bundle`, rotated."""
+    return export_bundle(loud_source(), load_recipe("float32-rotated"), tmp_path_factory.mktemp("r") / "f", OPTIONS).path
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the recipe `int8`."""
+    return export_bundle(loud_source(), INT8, tmp_path_factory.mktemp("r") / "int8", OPTIONS).path
+
+
+@pytest.fixture(scope="module")
+def int8_rotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but its rotations are int8 as well: one of them is used by several operations."""
+    graphs = {**INT8.graphs, "decoder": INT8.graphs["decoder"][:-1]}
+    recipe = replace(INT8, graphs=graphs)
+    return export_bundle(loud_source(), recipe, tmp_path_factory.mktemp("r") / "all", OPTIONS).path
+
+
+def planted(bundle: Path, folder: Path, weight: str) -> Path:
+    """A copy in which one of the decoder's matrices is reversed: row for row, and from last to first."""
+    shutil.copytree(bundle, folder)
+    file = folder / graph_file("decoder")
+    opened = OpenGraph(file, "prefill_8")
+    matrix = next(one for one in opened.matrices() if one.name == weight)
+    old = opened.content(matrix.w).tobytes()
+    data = file.read_bytes()
+    assert data.count(old) == 1 and len(old) > 100
+    kind = np.float16 if weight in ("rotation", "down_rotation", "rotated_norm") else np.int8
+    file.write_bytes(data.replace(old, np.frombuffer(old, kind)[::-1].tobytes()))
+    values = json.loads((folder / MANIFEST).read_text())
+    values["files"][file.name]["sha256"] = file_sha256(file)
+    (folder / MANIFEST).write_text(json.dumps(values))
+    return folder
+
+
+def report(capsys: pytest.CaptureFixture[str], bundle: Path, reference: Path, data: Path, what: str) -> dict[str, Any]:
+    arguments = ("report", bundle, "--reference", reference, "--data", data, what, "--json", "--threads", "1")
+    assert main([*map(str, arguments)]) == 0
+    return dict(json.loads(capsys.readouterr().out.splitlines()[-1])["bundles"][0])
+
+
+@pytest.mark.parametrize("weight", ["layers_1_o", "rotation", "down_rotation"])
+def test_a_planted_matrix_is_named_and_ranked_first(
+    rotated: Path, int8: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], weight: str
+) -> None:
+    bad = planted(int8, tmp_path / "bad", weight)
+    found = report(capsys, bad, rotated, held_out, "--locate")["first_bad"]
+    assert (found["graph"], found["matrix"]) == ("decoder", weight)
+    costs = [c for c in report(capsys, bad, rotated, held_out, "--sensitivity")["sensitivity"] if c["graph"] == "decoder"]
+    assert costs[0]["matrix"] == weight
+    assert costs[0]["cost"] > 10 * costs[1]["cost"]
+
+
+def test_a_good_one_has_no_bad_matrix(
+    rotated: Path, int8: Path, held_out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`down_rotation` is read before each `down`: once for each layer, but its cost is one."""
+    found = report(capsys, int8, rotated, held_out, "--locate")
+    assert found["first_bad"] is None
+    own = {one["matrix"]: one["own"] for one in found["matrices"] if one["graph"] == "decoder"}
+    assert {"rotation", "down_rotation", "down_rotation_1", "rotated_norm", "layers_1_down"} <= set(own)
+    assert len(own) == len([one for one in found["matrices"] if one["graph"] == "decoder"]) == 13
+    assert all(1e-6 < own[name] < 1e-3 for name in own if "rotat" in name), "float16"
+    costs = report(capsys, int8, rotated, held_out, "--sensitivity")["sensitivity"]
+    names = [one["matrix"] for one in costs if one["graph"] == "decoder"]
+    assert sorted(names) == sorted({*own} - {"down_rotation_1"})
+
+
+@pytest.mark.parametrize("weight", ["down_rotation", "layers_0_down"])
+@pytest.mark.parametrize("bundle", ["int8", "int8_rotations"])
+def test_a_cost_is_that_of_the_quantizer_alone(
+    rotated: Path, held_out: Path, tmp_path: Path, request: pytest.FixtureRequest, bundle: str, weight: str
+) -> None:
+    """litert-quantizer is told to quantize one matrix only, at every place where it is used."""
+    pictures = [page.picture for page in read_stories(held_out / "test.jsonl")[0].pages]
+    with SEEDStory(rotated, threads=1) as truth, SEEDStory(request.getfixturevalue(bundle), threads=1) as model:
+        costs = {one.matrix: one.cost for one in sensitivity(truth, model, pictures, [TEXT])}
+        ids = truth.tokenizer.encode(TEXT)
+        pieces = [step_inputs(truth, ids[at : at + 4], 4) for at in range(0, len(ids) - 3, 4)][:32]
+    OpenGraph(rotated / "decoder.tflite", "prefill_4").write(tmp_path / "float.tflite")
+    shutil.copy(tmp_path / "float.tflite", tmp_path / "source.tflite")
+    half = weight == "down_rotation" and bundle == "int8"
+    entry = {**INT8.graphs["decoder"][-1 if half else 0], "regex": f"/{weight}/"}
+    quantize_graph(tmp_path / "source.tflite", tmp_path / "one.tflite", [entry])
+    runs = [Runner(tmp_path / name, 1) for name in ("float.tflite", "one.tflite")]
+    kl = []
+    for piece in pieces:
+        p, q = (run(piece)["logits"][0].astype(np.float64) for run in runs)
+        p, q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (p, q))
+        kl.append((np.exp(p) * (p - q)).sum())
+    assert np.mean(kl) > 1e-10
+    assert costs[weight] == pytest.approx(np.mean(kl), rel=1e-2 if half else 1e-3)
+
+
+def test_the_other_kind_of_reference_is_refused(
+    rotated: Path, int8: Path, loud_bundle: Path, loud_int8: Path, held_out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [(int8, loud_bundle, "float32-rotated"), (loud_int8, rotated, "float32")]
+    for bundle, reference, recipe in cases:
+        for what in ("--locate", "--sensitivity"):
+            assert main(["report", str(bundle), "--reference", str(reference), "--data", str(held_out), what]) == 2
+            out, err = capsys.readouterr()
+            command = f"python -m export --model tiny --recipe {recipe} --slots 32 --sinks 2 --prefill 4 8"
+            assert out == "" and f"{command} --out build/{recipe} " in err and f"--reference build/{recipe}" in err
+
+
+def test_a_command_repeats_the_bundles_options(rotated: Path) -> None:
+    manifest = Bundle.open(rotated).manifest
+    plain = replace(manifest, cache=CacheConfig(), prefill_sizes=(16, 64, 128))
+    assert export_command(plain, "float32") == "python -m export --model tiny --recipe float32 --out build/float32"
+    kept = replace(plain, cache=CacheConfig(64, anchors=12, picture_eviction="first-and-last"), attention=False)
+    assert export_command(kept, "mine") == (
+        "python -m export --model tiny --recipe mine --slots 64 --policy multimodal-sink --pictures 2 "
+        "--picture-begin 2 --picture-end 4 --picture-eviction first-and-last --no-attention --out build/mine"
+    )
+
+
+def test_what_is_a_reference_is_read_from_the_graphs(
+    rotated: Path, int8: Path, loud_bundle: Path, loud_int8: Path, tmp_path: Path
+) -> None:
+    """Not from the recipe's name, which anybody may give to anything."""
+    kinds = {path: (is_float(Bundle.open(path)), is_rotated(Bundle.open(path)))
+             for path in (rotated, int8, loud_bundle, loud_int8)}  # fmt: skip
+    assert list(kinds.values()) == [(True, True), (False, True), (True, False), (False, False)]
+    shutil.copytree(loud_bundle, tmp_path / "half")
+    shutil.copy(loud_int8 / "qformer.tflite", tmp_path / "half")
+    values = json.loads((tmp_path / "half" / MANIFEST).read_text())
+    file = tmp_path / "half" / "qformer.tflite"
+    values["files"][file.name] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+    (tmp_path / "half" / MANIFEST).write_text(json.dumps(values))
+    assert not is_float(Bundle.open(tmp_path / "half"))
