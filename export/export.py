@@ -247,6 +247,7 @@ def summary(bundle: Bundle) -> str:
         VIT: f"least cosine {parity['vit_cosine_min']:.6f}",
         QFORMER: f"least cosine {parity['qformer_cosine_min']:.6f}",
         DECODER: f"mean KL {parity['decoder_mean_kl_nat']:.6f} nat, top-1 {100 * parity['decoder_top1']:.1f} %, "
+        f"perplexity x {parity['decoder_perplexity_ratio']:.4f}, "
         f"{parity['decoder_positions']} positions",
     }
     mark = f"\nMISSED, and written with --force: {manifest.missed}" if manifest.missed else ""

@@ -94,7 +94,7 @@ def _of_graph(
 
 
 def _quantized(graph: str, opened: OpenGraph, given: OpenGraph) -> list[tuple[Matrix, Matrix]]:
-    """The matrices that the bundle quantized, in the reference and in the bundle; one that is used often counts once."""
+    """The matrices that the bundle quantized, in the reference and in the bundle, each once, however often used."""
     ours, theirs = opened.matrices(), given.matrices()
     hint = "Recipes that add operations, or quantize activations beforehand, can't be taken apart."
     if len(theirs) != len(ours):

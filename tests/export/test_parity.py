@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import torch
 
 from export.parity import (
     STEPS,
@@ -31,26 +33,28 @@ from seed_story.errors import ParityError
 from seed_story.story import SEEDStory
 from seed_story.vision import Vision
 from tests.loud import loud_source
+from tests.reference.streaming_llama import StreamingLlama
 
-GOOD = Parity(1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 500)
+GOOD = Parity(1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 500)
 RECIPE = Recipe("ours", "", {}, {
     "vit_cosine_min": 0.9, "qformer_cosine_min": 0.8, "decoder_mean_kl_nat": 0.01, "decoder_top1": 0.7,
+    "decoder_perplexity_ratio": 1.02,
 })  # fmt: skip
 
 
 @pytest.mark.parametrize("figure", RECIPE.bounds)
 def test_directions_of_the_bounds(figure: str) -> None:
-    """A cosine and an agreement are least values, a divergence a greatest; the bound itself passes."""
-    bound = RECIPE.bounds[figure]
-    better, worse = (bound / 2, bound * 2) if figure.endswith("_nat") else (1.0, bound / 2)
+    """A cosine and an agreement are least values, a divergence and a ratio greatest; the bound itself passes."""
+    bound, most = RECIPE.bounds[figure], figure in ("decoder_mean_kl_nat", "decoder_perplexity_ratio")
+    better, worse = (bound / 2, bound * 2) if most else (1.0, bound / 2)
     for value in (bound, better):
         check(replace(GOOD, **{figure: value}), RECIPE)
-    for value in (worse, math.nan, math.inf if figure.endswith("_nat") else -math.inf):
+    for value in (worse, math.nan, math.inf if most else -math.inf):
         with pytest.raises(ParityError, match=figure) as caught:
             check(replace(GOOD, **{figure: value}), RECIPE)
         assert caught.value.got == f"{value:.6g}"
         assert f"{bound:g}" in str(caught.value.expected)
-        assert ("at most" in str(caught.value.expected)) == figure.endswith("_nat")
+        assert ("at most" in str(caught.value.expected)) == most
         assert "Nothing was written" in caught.value.hint
 
 
@@ -92,6 +96,7 @@ def test_whole_graphs_pass_by_far(told: SEEDStory) -> None:
     check(parity, load_recipe("float32"))
     assert parity.decoder_mean_kl_nat < 1e-9
     assert parity.decoder_top1 == 1
+    assert parity.decoder_perplexity_ratio == pytest.approx(1, abs=1e-5)
     assert parity.decoder_positions == STEPS + len(told.bundle.manifest.prefill_sizes) >= 256
     assert parity.to_dict()["decoder_positions"] == parity.decoder_positions
 
@@ -144,6 +149,33 @@ def test_damaged_decoder_is_found(told: SEEDStory, damage: Callable[[StoryModel]
     assert parity.decoder_mean_kl_nat > 10 * load_recipe("float32").bounds["decoder_mean_kl_nat"]
     with pytest.raises(ParityError, match="decoder_mean_kl_nat"):
         check(parity, load_recipe("float32"))
+
+
+@pytest.mark.usefixtures("short")
+def test_perplexity_ratio_is_that_of_torch(told: SEEDStory) -> None:
+    """Cross entropy on the text's own tokens, of the graph's and of the plain reference's logits, past the end."""
+    source = loud_source()
+    scale("model.layers.0.mlp.up_proj.weight", 1.1)(source.model)
+    measured = figures(told, source.model)
+    decoder = told.decoder
+    ids = decoder_tokens(decoder, told.tokenizer.encode(STORY.read_text(encoding="utf-8")))
+    chunks = prefill_lengths(decoder)
+    ends = [sum(chunks[: n + 1]) for n in range(len(chunks))] + list(range(sum(chunks) + 1, len(ids)))
+    decoder.cache.reset()
+    mine = [decoder.feed(decoder.embed(ids[a:b])).copy() for a, b in itertools.pairwise([0, *ends])]
+    weights = {name: numpy_of(one) for name, one in named_variables(source.model.llama).items()}
+    cache, llama = decoder.cache.config, source.model.config.llama
+    rows = weights["model.embed_tokens.weight"][ids]
+    theirs = StreamingLlama(llama, weights, cache.sinks, cache.ring).feed(rows)[np.array(ends) - 1]
+    assert ends[-1] > 2 * cache.slots
+    labels = torch.tensor(ids)[ends]
+    ours, truth = (
+        torch.nn.functional.cross_entropy(torch.tensor(np.array(logits), dtype=torch.float64), labels)
+        for logits in (mine, theirs)
+    )
+    expected = float(torch.exp(ours - truth))
+    assert abs(expected - 1) > 1e-3
+    assert measured.decoder_perplexity_ratio == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.usefixtures("short")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantization.recipe import BOUNDS, FOLDER, load_recipe, recipe_names
+from quantization.recipe import BOUNDS, FOLDER, OPTIONAL_BOUNDS, load_recipe, recipe_names
 from seed_story.contract import GRAPHS
 from seed_story.errors import ConfigError, UsageError
 
@@ -20,7 +20,8 @@ def test_own_recipes(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.summary
-    assert set(recipe.graphs) == set(GRAPHS) and set(recipe.bounds) == set(BOUNDS)
+    assert set(recipe.graphs) == set(GRAPHS)
+    assert set(BOUNDS) <= set(recipe.bounds) <= {*BOUNDS, *OPTIONAL_BOUNDS}
     values = json.loads((FOLDER / f"{name}.json").read_text())
     assert all(entry["why"] for entry in values["bounds"].values())
 
@@ -28,8 +29,8 @@ def test_own_recipes(name: str) -> None:
 def test_bounds_loosen_with_the_bits() -> None:
     order = [load_recipe(name).bounds for name in ("float32", "float16", "int8")]
     for tighter, looser in itertools.pairwise(order):
-        for figure in BOUNDS:
-            if figure.endswith("_nat"):
+        for figure in (*BOUNDS, *OPTIONAL_BOUNDS):
+            if figure.endswith(("_nat", "_ratio")):
                 assert tighter[figure] <= looser[figure]
             else:
                 assert tighter[figure] >= looser[figure]
@@ -37,6 +38,17 @@ def test_bounds_loosen_with_the_bits() -> None:
 
 def test_default_bound_is_that_of_the_project() -> None:
     assert load_recipe("int8").bounds["decoder_mean_kl_nat"] <= 0.008
+
+
+def test_some_bounds_may_be_absent(tmp_path: Path) -> None:
+    values = json.loads((FOLDER / "int8.json").read_text())
+    for figure in OPTIONAL_BOUNDS:
+        values["bounds"].pop(figure)
+    (tmp_path / "mine.json").write_text(json.dumps(values))
+    assert set(load_recipe(tmp_path / "mine.json").bounds) == set(BOUNDS)
+    values["bounds"]["decoder_perplexity_ratio"] = {"bound": 1.5, "why": "x"}
+    (tmp_path / "mine.json").write_text(json.dumps(values))
+    assert load_recipe(tmp_path / "mine.json").bounds["decoder_perplexity_ratio"] == 1.5
 
 
 @pytest.mark.parametrize("name", ["nope", "", "int4", "../recipes/int8", "int8 ", "INT8"])
@@ -76,6 +88,7 @@ def test_a_decoder_is_rotated_only_on_demand(tmp_path: Path) -> None:
         lambda values: values["bounds"].pop("decoder_mean_kl_nat"),
         lambda values: values["bounds"].update(decoder_top1=0.5),
         lambda values: values["bounds"]["decoder_top1"].update(bound="much"),
+        lambda values: values["bounds"]["decoder_perplexity_ratio"].pop("bound"),
         lambda values: values.update(rotated="yes"),
     ],
 )

@@ -34,7 +34,8 @@ INT8 = load_recipe("int8")
 @pytest.fixture(scope="module")
 def rotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`loud_bundle`, rotated."""
-    return export_bundle(loud_source(), load_recipe("float32-rotated"), tmp_path_factory.mktemp("r") / "f", OPTIONS).path
+    recipe = load_recipe("float32-rotated")
+    return export_bundle(loud_source(), recipe, tmp_path_factory.mktemp("r") / "float", OPTIONS).path
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,8 @@ def test_a_planted_matrix_is_named_and_ranked_first(
     bad = planted(int8, tmp_path / "bad", weight)
     found = report(capsys, bad, rotated, held_out, "--locate")["first_bad"]
     assert (found["graph"], found["matrix"]) == ("decoder", weight)
-    costs = [c for c in report(capsys, bad, rotated, held_out, "--sensitivity")["sensitivity"] if c["graph"] == "decoder"]
+    costs = report(capsys, bad, rotated, held_out, "--sensitivity")["sensitivity"]
+    costs = [cost for cost in costs if cost["graph"] == "decoder"]
     assert costs[0]["matrix"] == weight
     assert costs[0]["cost"] > 10 * costs[1]["cost"]
 
