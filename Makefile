@@ -10,6 +10,8 @@ PYTHON =
 
 MODEL = seed-story-135m
 RECIPE = int8
+# Those that quality-peers compares.
+RECIPES = $(RECIPE)
 OUT = build/story
 # The float32 bundle that others are measured beside, and the bundles to measure (by default OUT).
 FLOAT = build/float32
@@ -116,13 +118,13 @@ bench-peers: $(WORKSTATION) ## Speed beside llama.cpp on the same weights, in on
 
 # The base model's decoder, without what training added: that is what the GGUF file holds.
 quality-peers: $(WORKSTATION) ## What quantization costs beside llama.cpp's, on the same weights and text
-	@for recipe in float32 $(RECIPE); do \
+	@for recipe in float32 $(RECIPES); do \
 	  [ -f "build/base-$$recipe/manifest.json" ] || \
 	    $(BIN)/python -m export --model $(MODEL) --checkpoint none --recipe $$recipe --out "build/base-$$recipe" || exit 1; \
 	done
 	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
 	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet 'llama-cpp-python==0.3.36'
-	$(BIN)/python -m benchmarks.quality_peers "build/base-$(RECIPE)" --reference build/base-float32 --data "$$DATA" \
+	$(BIN)/python -m benchmarks.quality_peers $(RECIPES:%=build/base-%) --reference build/base-float32 --data "$$DATA" \
 	  --llama-python $(LLAMA)/bin/python \
 	  --gguf "$$($(BIN)/python -c 'from model.presets import SEED_STORY_135M as m; print(m.decoder.fetch())')"
 

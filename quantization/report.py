@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from quantization.cost import footprint, speeds
 from quantization.fidelity import Divergence, all_figures
 from quantization.locate import Reading, first_bad, locate
@@ -91,7 +93,8 @@ def make_report(reference: Bundle, bundles: Sequence[Bundle], material: Material
             row["naming"] = _naming(stories, told[0], plan.seed)
         for row, speed in zip(rows, speeds(models), strict=True):
             row |= speed
-    for row, bundle in zip(rows, (reference, *bundles), strict=True):
+    all_bundles = zip(rows, (reference, *bundles), strict=True)
+    for row, bundle in tqdm(all_bundles, desc="loading and memory", unit="bundle", total=len(rows)):
         row |= footprint(bundle.path, pictures[0], threads=threads)
         row["size_ratio"] = row["bytes"] / rows[0]["bytes"]
     return {"cpu": cpu_model(), "threads": threads, "seed": plan.seed, "reference": rows[0], "bundles": rows[1:]}
