@@ -166,3 +166,20 @@ def test_what_is_a_reference_is_read_from_the_graphs(
     values["files"][file.name] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
     (tmp_path / "half" / MANIFEST).write_text(json.dumps(values))
     assert not is_float(Bundle.open(tmp_path / "half"))
+
+
+def test_a_matrix_is_replaced_wherever_it_is_used_and_put_back(rotated: Path, int8_rotations: Path) -> None:
+    opened, given = (OpenGraph(bundle / "decoder.tflite", "prefill_4") for bundle in (rotated, int8_rotations))
+    uses = [one for one in opened.matrices() if one.name.startswith("down_rotation")]
+    theirs = next(one for one in given.matrices() if one.name == "down_rotation")
+    tensor, before = opened.graph.tensors[uses[0].w], [(one.op.opcodeIndex, one.op.builtinOptions) for one in uses]
+    kind = tensor.type
+    undo = opened.transplant(uses[0], given, theirs)
+    assert len(uses) == 2 and tensor.type == given.graph.tensors[theirs.w].type != kind
+    for one in uses:
+        code = opened.model.operatorCodes[one.op.opcodeIndex]
+        assert code.version == given.model.operatorCodes[theirs.op.opcodeIndex].version
+        assert one.op.builtinOptions is theirs.op.builtinOptions
+    undo()
+    assert tensor.type == kind
+    assert [(one.op.opcodeIndex, one.op.builtinOptions) for one in uses] == before
