@@ -25,7 +25,7 @@ from seed_story.quiet import quiet_stderr
 Bytes = npt.NDArray[np.uint8]
 
 _ALIGNMENT = 64
-_SLACK = 1 << 16  # bytes: a flatbuffer written anew may be somewhat longer
+_SLACK = 1 << 24  # bytes: a flatbuffer written anew may be longer by the scales of a head, 12 bytes a word
 _FLOATS = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.FLOAT16: np.float16}
 _SMALL = 256  # bytes: what stays in the flatbuffer, where the converter's shapes and axes are
 

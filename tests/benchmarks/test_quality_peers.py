@@ -47,12 +47,13 @@ def arguments(loud_int8: Path, loud_bundle: Path, held_out: Path) -> list[str]:
 
 @pytest.mark.usefixtures("worker")
 def test_rows(loud_int8: Path, loud_bundle: Path, held_out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(loud_int8, loud_bundle, held_out)) == 0
+    assert main([str(loud_bundle), *arguments(loud_int8, loud_bundle, held_out)]) == 0
     out = capsys.readouterr().out
-    rows = json.loads(out.splitlines()[-1])["engines"]
+    same, *rows = json.loads(out.splitlines()[-1])["engines"]
+    assert (same["engine"], same["mean_kl"], same["perplexity_ratio"]) == ("seed-story, float32", 0, 1)
     assert [row["engine"] for row in rows] == ["seed-story, int8", *(f"llama.cpp 0, {kind}" for kind in KINDS)]
     assert all(row["tokens"] == 20 for row in rows)
-    assert rows[0]["mean_kl"] < 0.1 < rows[1]["mean_kl"]
+    assert 0 < rows[0]["mean_kl"] < 0.1 < rows[1]["mean_kl"]
     assert all(row["engine"] in out for row in rows)
 
     with SEEDStory(loud_bundle, threads=1) as model:

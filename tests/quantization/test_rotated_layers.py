@@ -168,6 +168,21 @@ def test_what_is_a_reference_is_read_from_the_graphs(
     assert not is_float(Bundle.open(tmp_path / "half"))
 
 
+def test_there_is_room_for_the_scales_of_a_large_vocabulary(rotated: Path, int8: Path, tmp_path: Path) -> None:
+    """They lie in the flatbuffer, which is written before they are there: 49,152 words' in SmolLM2."""
+    opened, given = (OpenGraph(bundle / "decoder.tflite", "prefill_4") for bundle in (rotated, int8))
+    mine, theirs = (next(one for one in graph.matrices() if one.name == "embed_tokens") for graph in (opened, given))
+    opened.transplant(mine, given, theirs)()
+    opened.write(tmp_path / "graph.tflite")
+    scaling = given.graph.tensors[theirs.w].quantization
+    scaling.scale, scaling.zeroPoint = np.ones(49152, np.float32), np.zeros(49152, np.int64)
+    opened.transplant(mine, given, theirs)
+    opened.rewrite(tmp_path / "graph.tflite")
+    again = OpenGraph(tmp_path / "graph.tflite", "prefill_4")
+    assert len(again.graph.tensors[mine.w].quantization.scale) == 49152
+    assert again.content(mine.w).tobytes() == given.content(theirs.w).tobytes()
+
+
 def test_a_matrix_is_replaced_wherever_it_is_used_and_put_back(rotated: Path, int8_rotations: Path) -> None:
     opened, given = (OpenGraph(bundle / "decoder.tflite", "prefill_4") for bundle in (rotated, int8_rotations))
     uses = [one for one in opened.matrices() if one.name.startswith("down_rotation")]
