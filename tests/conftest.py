@@ -60,14 +60,13 @@ def loud_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def loud_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `loud_bundle` in int8, unrotated (the same matrices), forced past a bound that no int8 keeps."""
+    """The bundle of `loud_bundle` in plain int8 (the same matrices), forced past a bound that no int8 keeps."""
     from export.export import ExportOptions, export_bundle
-    from quantization.recipe import load_recipe
     from seed_story.config import CacheConfig
-    from tests.loud import loud_source
+    from tests.loud import int8_of_min_max, loud_source
 
     options = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8), force=True)
-    recipe = load_recipe("int8")
+    recipe = int8_of_min_max()
     recipe = replace(recipe, rotated=False, bounds={**recipe.bounds, "decoder_mean_kl_nat": 1e-9})
     out = tmp_path_factory.mktemp("bundles") / "loud-int8"
     return export_bundle(loud_source(), recipe, out, options).path

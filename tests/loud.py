@@ -11,6 +11,8 @@ from dataclasses import replace
 from model.layers import named_variables, numpy_of
 from model.qformer import QFormer
 from model.story_source import StorySource, load_source
+from quantization.gptq import without_gptq
+from quantization.recipe import Recipe, load_recipe
 from tests.export.tiny_decoders import loud_llama
 
 
@@ -31,3 +33,9 @@ def loud_source() -> StorySource:
         if name.endswith("weight") and len(variable.shape) > 1:
             variable.assign(numpy_of(variable) * 12)
     return replace(source, prompt=replace(source.prompt, end_tokens=()))
+
+
+def int8_of_min_max() -> Recipe:
+    """The recipe `int8` without GPTQ: every code follows from its weight and the row's largest alone."""
+    recipe = load_recipe("int8")
+    return replace(recipe, graphs={**recipe.graphs, "decoder": without_gptq(recipe.graphs["decoder"])})

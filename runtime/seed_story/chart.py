@@ -21,6 +21,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BAND = "#1f5fa8", "#d9730d", "#1a7f45", "#c026
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 130, 40, 84, 74  # px around the axes: room for the words
 _DOT = 4  # px, radius
+_MARGIN = 0.04
+_ASIDE = 14  # px, from one series' points to the next one's, where points have intervals
 _FONT, _SMALL = 24, 20  # px
 
 Box = tuple[float, float, float, float]
@@ -34,7 +36,7 @@ class Dots:
         y: `[n]`, one for each x of the panel.
         line: two points `(x, y)`.
         interval: y from and to, of where the line may end.
-        spans: `[n, 2]`, y from and to of each point; the points are then joined.
+        spans: `[n, 2]`, y from and to of each point; the points are then joined, and stand beside other series' points.
     """
 
     name: str
@@ -77,9 +79,12 @@ class Panel:
         return low - room, high + room
 
     def extent(self) -> tuple[float, float]:
-        """The x axis: from the first point to the last; around the only one."""
+        """The x axis: from the first point to the last, a little more where points stand aside; around the only one."""
         low, high = float(self.x.min()), float(self.x.max())
-        return (low, high) if low < high else (low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2)
+        if low == high:
+            return low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2
+        more = _MARGIN * (high - low) if any(dots.spans is not None for dots in self.series) else 0.0
+        return low - more, high + more
 
 
 def check_plot(file: Path) -> None:
@@ -140,13 +145,17 @@ def draw_panel(image: Image.Image, box: Box, panel: Panel) -> None:
         draw.rectangle((left, place(x_low, panel.band[1])[1], right, place(x_low, panel.band[0])[1]), fill=BAND)
     _axes(draw, (left, top, right, bottom), panel, place)
     for index, dots in enumerate(panel.series):
-        radius = _DOT + 3 * (len(panel.series) - 1 - index)  # what lies below still shows
-        if dots.spans is not None:
-            _join(draw, dots, panel.x, place)
+        later = len(panel.series) - 1 - index
+        joined = dots.spans is not None
+        radius = _DOT + (2 if joined else 3 * later)  # what lies below still shows
+        aside = _ASIDE * ((len(panel.series) - 1) / 2 - later) if joined else 0.0
+        if joined:
+            _join(draw, dots, panel.x, place, aside)
         for x, y in zip(panel.x.tolist(), dots.y.tolist(), strict=True):
             shown = min(max(y, low), high)
             beyond = int(y > shown) - int(y < shown)
-            _dot(draw, place(x, shown), dots.colour, radius, beyond=beyond)
+            across, height = place(x, shown)
+            _dot(draw, (across + aside, height), dots.colour, radius, beyond=beyond)
         if dots.line:
             draw.line([place(*dots.line[0]), place(*dots.line[1])], fill=dots.colour, width=4)
         for end in dots.interval or ():
@@ -167,12 +176,18 @@ def _join(
     dots: Dots,
     across: NDArray[np.float64],
     place: Callable[[float, float], tuple[float, float]],
+    aside: float,
 ) -> None:
-    """A line through the points, and each one's interval."""
+    """A line through the points, and each one's interval, some pixels `aside`."""
     assert dots.spans is not None
-    draw.line([place(x, y) for x, y in zip(across.tolist(), dots.y.tolist(), strict=True)], fill=dots.colour, width=3)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        right, height = place(x, y)
+        return right + aside, height
+
+    draw.line([at(x, y) for x, y in zip(across.tolist(), dots.y.tolist(), strict=True)], fill=dots.colour, width=2)
     for x, (low, high) in zip(across.tolist(), dots.spans.tolist(), strict=True):
-        draw.line([place(x, low), place(x, high)], fill=dots.colour, width=2)
+        draw.line([at(x, low), at(x, high)], fill=dots.colour, width=2)
 
 
 def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], colour: str, radius: int, *, beyond: int) -> None:

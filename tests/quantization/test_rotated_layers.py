@@ -23,12 +23,12 @@ from seed_story.bundle import MANIFEST, Bundle, graph_file
 from seed_story.config import CacheConfig
 from seed_story.files import file_sha256
 from seed_story.story import SEEDStory
-from tests.loud import loud_source
+from tests.loud import int8_of_min_max, loud_source
 from training.data import read_stories
 
 TEXT = "Once upon a time, a fox hid in a log. " * 3
 OPTIONS = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8), force=True)
-INT8 = load_recipe("int8")
+INT8 = int8_of_min_max()
 
 
 @pytest.fixture(scope="module")

@@ -160,6 +160,10 @@ def test_a_stopped_run_goes_on(model: SEEDStory, stories: list[StoryRecord], tmp
     file.write_text("".join(text.splitlines(keepends=True)[:2]))
     assert measure(caches, stories, plan, {}, file) == whole
     assert file.read_text() == text
+    more = [*caches, cache_of(model, "text-sink")]
+    assert len(measure(more, stories, plan, {}, file)) == 2 * len(whole)
+    assert measure(caches, stories, plan, {}, file) == whole, "what another run read isn't told"
+    text = file.read_text()
     with pytest.raises(UsageError, match="other settings"):
         measure(caches, stories, replace(plan, span=2), {}, file)
     file.write_text(text + "{")

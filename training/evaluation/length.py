@@ -137,6 +137,9 @@ def measure(
         things: what pictures show; may be empty.
         file: where the readings are kept, a line each.
 
+    Returns:
+        Those of these caches and stories: an earlier run into the same file may have read others.
+
     Raises:
         UsageError: a story is too short or shares pictures with the next; or the stopped run's settings were others.
         PictureError: a picture is missing or can't be read.
@@ -163,7 +166,8 @@ def measure(
                 done.append(reading)
                 lines.write(reading.to_json())
                 lines.flush()
-    return done
+    asked = {(cache.name, stories[index].id, told) for index, told in turns for cache in caches}
+    return [one for one in done if (one.cache, one.story, bool(one.told)) in asked]
 
 
 def check_stories(stories: Sequence[StoryRecord], pages: int) -> None:
