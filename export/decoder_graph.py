@@ -24,7 +24,16 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from seed_story.config import LlamaConfig
-from seed_story.contract import EMBED, Signature, decoder_attention_step, decoder_step, key_cache, value_cache
+from seed_story.contract import (
+    EMBED,
+    Signature,
+    decoder_attention_step,
+    decoder_step,
+    key_cache,
+    scales_of,
+    sinks_of,
+    value_cache,
+)
 
 Tensor = Any
 Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
@@ -101,6 +110,7 @@ def write_skeleton(
     *,
     attention: bool = False,
     rotated: bool = False,
+    sink_rows: int | None = None,
 ) -> bytes:
     """Traces all signatures and converts them: a `.tflite` whose weights are still inputs.
 
@@ -108,14 +118,16 @@ def write_skeleton(
         folder: an empty folder for the intermediate SavedModel.
         attention: whether `decode_attention` is among them.
         rotated: as in `weight_shapes`.
+        sink_rows: float32 rows beside an int8 cache; None for a float32 cache.
     """
     shapes = weight_shapes(config, rotated=rotated)
     functions = {EMBED: _trace_embed(shapes)}
-    steps = [(decoder_step(config, slots, size), size) for size in (*prefill_sizes, 1)]
+    steps = [(decoder_step(config, slots, size, sink_rows), size) for size in (*prefill_sizes, 1)]
     if attention:
-        steps.append((decoder_attention_step(config, slots), 1))
+        steps.append((decoder_attention_step(config, slots, sink_rows), 1))
     for step, size in steps:
-        functions[step.name] = _trace_step(config, slots, size, step, shapes)
+        traced = _Step(config, slots, size) if sink_rows is None else _Int8Step(config, slots, size, sink_rows)
+        functions[step.name] = _trace_step(traced, step, shapes)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))
     return bytes(converter.convert())
@@ -130,19 +142,17 @@ def _trace_embed(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     return embed.get_concrete_function(token=tf.TensorSpec([1], tf.int32, "token"), **specs)
 
 
-def _trace_step(
-    config: LlamaConfig, slots: int, size: int, signature: Signature, shapes: Mapping[str, tuple[int, ...]]
-) -> Any:
+def _trace_step(traced: _Step, signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     wanted = [spec.name for spec in signature.outputs]
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def step(**inputs: Tensor) -> dict[str, Tensor]:
-        made = _Step(config, slots, size)(inputs)
+        made = traced(inputs)
         return {name: made[name] for name in wanted}
 
-    specs = {spec.name: spec.shape for spec in signature.inputs}
-    specs.update(shapes)
-    return step.get_concrete_function(**{n: tf.TensorSpec(shape, tf.float32, n) for n, shape in specs.items()})
+    specs = {spec.name: tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in signature.inputs}
+    specs |= {name: tf.TensorSpec(shape, tf.float32, name) for name, shape in shapes.items()}
+    return step.get_concrete_function(**specs)
 
 
 def _matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -154,11 +164,18 @@ def _turned(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     return _matmul(x, weights[ROTATION]) if ROTATION in weights else x
 
 
+def _parted(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    """The columns of `[a, b, columns]` before `at`, and the others."""
+    a, b, columns = x.shape
+    return tf.slice(x, [0, 0, 0], [a, b, at]), tf.slice(x, [0, 0, at], [a, b, columns - at])
+
+
 class _Step:
     """`prefill_N` or `decode`. Shapes in comments: n tokens, v key/value heads, g queries for each, d head_dim."""
 
     def __init__(self, config: LlamaConfig, slots: int, size: int) -> None:
         self.config, self.slots, self.n = config, slots, size
+        self.columns = slots  # of the scores, without the chunk's own
         self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,9 +183,10 @@ class _Step:
         shared = {
             "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
             "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),
-            "region": tf.reshape(inputs["region"], [1, 2, 1, self.slots]),
-            "mask": tf.reshape(inputs["mask"], [1, self.n, self.slots + self.n]),
+            "mask": tf.reshape(inputs["mask"], [1, self.n, self.columns + self.n]),
         }
+        if "region" in inputs:
+            shared["region"] = tf.reshape(inputs["region"], [1, 2, 1, self.slots])
         keys, values, weights = [], [], []
         for i in range(self.config.num_layers):
             attended, key, value, weight = self._attention(i, self._norm(x), inputs, shared)
@@ -184,8 +202,8 @@ class _Step:
         return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
 
     def _mean_attention(self, weights: Sequence[Tensor]) -> Tensor:
-        """One token's softmax weights of all layers, `[v, g + 1, slots + 1]`, to their mean `[1, slots + 1]`."""
-        v, g, width = self.v, self.g, self.slots + 1
+        """One token's softmax weights of all layers, `[v, g + 1, columns + 1]`, to their mean `[1, columns + 1]`."""
+        v, g, width = self.v, self.g, self.columns + 1
         heads = tf.reshape(tf.slice(functools.reduce(tf.add, weights), [0, 0, 0], [v, g, width]), [v * g, width])
         return tf.reduce_mean(heads, 0, keepdims=True) * (1 / self.config.num_layers)
 
@@ -206,25 +224,37 @@ class _Step:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, v, g, d = self.n, self.v, self.g, self.d
         queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
-        rows = queries.shape[1] // 2
-        # Both rotations against every slot: the cache is read once, and the unwanted half is multiplied away.
-        scores = tf.matmul(queries, inputs[key_cache(layer)], transpose_b=True)  # [v, 2 rows, slots]
-        scores = tf.reshape(scores, [v, 2, rows, self.slots]) * shared["region"]
-        ring, kept = (tf.slice(scores, [0, i, 0, 0], [v, 1, rows, self.slots]) for i in (0, 1))
-        by_position = tf.slice(queries, [0, 0, 0], [v, rows, d])
+        by_position = tf.slice(queries, [0, 0, 0], [v, queries.shape[1] // 2, d])
         own = tf.matmul(by_position, key, transpose_b=True)  # [v, rows, n]
-        scores = tf.concat([tf.reshape(ring + kept, [v, rows, self.slots]), own], axis=-1)
+        scores = tf.concat([*self._scores(queries, by_position, layer, inputs, shared), own], axis=-1)
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
-        old, new = (
-            tf.slice(weights, [0, 0, 0], [v, rows, self.slots]),
-            tf.slice(weights, [0, 0, self.slots], [v, rows, n]),
-        )
-        mixed = tf.matmul(old, inputs[value_cache(layer)]) + tf.matmul(new, value)  # [v, rows, d]
+        mixed = self._mixed(weights, value, layer, inputs)  # [v, rows, d]
         if n == 1:
             attended = tf.reshape(tf.slice(mixed, [0, 0, 0], [v, g, d]), [1, v * g * d])
         else:
             attended = tf.reshape(tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2]), [n, v * g * d])
         return attended, key, value, weights
+
+    def _scores(
+        self,
+        queries: Tensor,
+        by_position: Tensor,
+        layer: int,
+        inputs: Mapping[str, Tensor],
+        shared: Mapping[str, Tensor],
+    ) -> list[Tensor]:
+        """What queries `[v, 2 rows, d]` of both rotations say to the cache, side by side `[v, rows, columns]`."""
+        v, rows = self.v, by_position.shape[1]
+        # Both rotations against every slot: the cache is read once, and the unwanted half is multiplied away.
+        scores = tf.matmul(queries, inputs[key_cache(layer)], transpose_b=True)  # [v, 2 rows, slots]
+        scores = tf.reshape(scores, [v, 2, rows, self.slots]) * shared["region"]
+        ring, kept = (tf.slice(scores, [0, i, 0, 0], [v, 1, rows, self.slots]) for i in (0, 1))
+        return [tf.reshape(ring + kept, [v, rows, self.slots])]
+
+    def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Values by their weights `[v, rows, columns + n]`: `[v, rows, d]`; `value` is the chunk's own."""
+        old, new = _parted(weights, self.slots)
+        return tf.matmul(old, inputs[value_cache(layer)]) + tf.matmul(new, value)
 
     def _project(self, qkv: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Splits and rotates `[n, (v (g + 1) + v) d]`.
@@ -252,5 +282,46 @@ class _Step:
     def _masked(self, scores: Tensor, mask: Tensor) -> Tensor:
         if self.n == 1:
             return scores + mask
-        by_head = tf.reshape(scores, [self.v * self.g, self.n, self.slots + self.n]) + mask
+        by_head = tf.reshape(scores, [self.v * self.g, self.n, self.columns + self.n]) + mask
         return tf.reshape(by_head, scores.shape)
+
+
+class _Int8Step(_Step):
+    """A step that reads int8 keys and values of all slots, and float32 rows of the kept ones beside them.
+
+    So each row of the cache is scored by one rotation only. A single token scales scores and weights, of which there
+    are few; a chunk scales the cache's rows.
+    """
+
+    def __init__(self, config: LlamaConfig, slots: int, size: int, sink_rows: int) -> None:
+        super().__init__(config, slots, size)
+        self.columns = slots + sink_rows
+
+    def _scores(
+        self,
+        queries: Tensor,
+        by_position: Tensor,
+        layer: int,
+        inputs: Mapping[str, Tensor],
+        shared: Mapping[str, Tensor],
+    ) -> list[Tensor]:
+        cache, rows = key_cache(layer), by_position.shape[1]
+        in_cache = tf.slice(queries, [0, rows, 0], [self.v, rows, self.d])
+        coded = tf.matmul(by_position, self._rows(cache, inputs), transpose_b=True)
+        exact = tf.matmul(in_cache, inputs[sinks_of(cache)], transpose_b=True)
+        return [self._scaled(coded, cache, inputs), exact]
+
+    def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
+        cache = value_cache(layer)
+        coded, exact = _parted(weights, self.slots)
+        mixed = tf.matmul(self._scaled(coded, cache, inputs), self._rows(cache, inputs))
+        return mixed + tf.matmul(exact, tf.concat([inputs[sinks_of(cache)], value], axis=1))
+
+    def _rows(self, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """float32 `[v, slots, d]`; `export/flatbuffer.py` makes the cast a DEQUANTIZE."""
+        codes = tf.cast(inputs[cache], tf.float32)
+        return codes if self.n == 1 else codes * tf.reshape(inputs[scales_of(cache)], [self.v, self.slots, 1])
+
+    def _scaled(self, x: Tensor, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Scores or weights `[v, rows, slots]` of codes as those of the rows, unless the rows are scaled already."""
+        return x * inputs[scales_of(cache)] if self.n == 1 else x

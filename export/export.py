@@ -36,6 +36,7 @@ from quantization.recipe import CALIBRATION, Recipe
 from seed_story import __version__
 from seed_story.backends import open_graph
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
+from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig
 from seed_story.contract import (
     BEGIN_PICTURE,
@@ -112,7 +113,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
             except tf.errors.OpError as error:  # what TensorFlow says of a full disk
                 raise ExportError("a graph can't be converted", got=error.message,
                                   hint="Is there enough free space and memory?") from error  # fmt: skip
-        parity = _gate(source, options, part, bar)
+        parity = _gate(source, recipe, options, part, bar)
         missed = check(parity, recipe, force=options.force)
         write_manifest(part, _manifest(source, recipe, options, parity, missed, part))
     return Bundle.open(out)
@@ -142,8 +143,9 @@ def _write_decoder(
 ) -> None:
     bar.set_postfix_str("decoder: converting")
     llama, entries, rotated = source.model.config.llama, recipe.graphs[DECODER], recipe.rotated
-    slots, sizes = options.cache.slots, options.prefill_sizes
-    skeleton = write_skeleton(llama, slots, sizes, work / DECODER, attention=options.attention, rotated=rotated)
+    cache, sizes = options.cache, options.prefill_sizes
+    skeleton = write_skeleton(llama, cache.slots, sizes, work / DECODER, attention=options.attention, rotated=rotated,
+                              sink_rows=cache.sink_rows(recipe.cache))  # fmt: skip
     bar.update(2)
     raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
     make = functools.partial(
@@ -155,7 +157,8 @@ def _write_decoder(
         bar.total += TOKENS + len(grids)
         bar.set_postfix_str("decoder: calibrating")
         rows = story_rows(source, StoryTokenizer(part / TOKENIZER), options.calibration)
-        hessians = decoder_hessians(raw, source, options.cache, sizes, rows, grids, threads=default_threads(),
+        memory = SinkCache(llama, cache, cache.sink_rows(recipe.cache))
+        hessians = decoder_hessians(raw, llama, memory, sizes, rows, grids, threads=default_threads(),
                                     tick=bar.update)  # fmt: skip
         bar.set_postfix_str("decoder: rounding")
 
@@ -189,7 +192,7 @@ class _Values(dict[str, Any]):
         return np.asarray(numpy_of(super().__getitem__(name)), np.float32)
 
 
-def _gate(source: StorySource, options: ExportOptions, part: Path, bar: tqdm) -> Parity:
+def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, bar: tqdm) -> Parity:
     bar.set_postfix_str("parity")
     config, threads = source.model.config, default_threads()
     vision = Vision((part / graph_file(VIT), part / graph_file(QFORMER)), config, backend="litert", threads=threads)
@@ -198,7 +201,8 @@ def _gate(source: StorySource, options: ExportOptions, part: Path, bar: tqdm) ->
     file = part / graph_file(DECODER)
     with packed_weights(file_sha256(file)) as packed:
         graph = open_graph(file, threads=threads, packed=packed)
-    decoder = Decoder(graph, config.llama, options.cache, options.prefill_sizes, options.attention)
+    sink_rows = options.cache.sink_rows(recipe.cache)
+    decoder = Decoder(graph, config.llama, options.cache, options.prefill_sizes, options.attention, sink_rows)
     ids = StoryTokenizer(part / TOKENIZER).encode(STORY.read_text(encoding="utf-8"))
     ids = decoder_tokens(decoder, ids)
     bar.total = bar.n + 1 + len(ids)
@@ -236,6 +240,7 @@ def _manifest(
         licences=source.licences,
         weights=fingerprint(source.model),
         missed_bounds=missed,
+        cache_dtype=recipe.cache,
     )
 
 

@@ -42,6 +42,7 @@ def fill_skeleton(
     model = schema.ModelT.InitFromPackedBuf(bytearray(skeleton), 0)
     buffers = _make_constants(model, shapes)
     _use_embedding_lookup(model)
+    _use_dequantize(model)
     _name_products(model, set(buffers.values()))
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -120,3 +121,21 @@ def _use_embedding_lookup(model: schema.ModelT) -> None:
                 op.opcodeIndex = len(model.operatorCodes) - 1
                 op.inputs = np.array([rows, table], np.int32)
                 op.builtinOptionsType, op.builtinOptions = schema.BuiltinOptions.NONE, None
+
+
+def _use_dequantize(model: schema.ModelT) -> None:
+    """CAST of int8 becomes DEQUANTIZE by a scale of one: XNNPACK computes it, where a CAST would split its graph."""
+    cast, dequantize = schema.BuiltinOperator.CAST, schema.BuiltinOperator.DEQUANTIZE
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            source = graph.tensors[op.inputs[0]] if len(op.inputs) else None
+            if codes[op.opcodeIndex] != cast or source is None or source.type != schema.TensorType.INT8:
+                continue
+            if dequantize not in codes:
+                codes.append(dequantize)
+                made = schema.OperatorCodeT(builtinCode=dequantize, deprecatedBuiltinCode=dequantize, version=2)
+                model.operatorCodes.append(made)
+            op.opcodeIndex = codes.index(dequantize)
+            op.builtinOptionsType, op.builtinOptions = schema.BuiltinOptions.NONE, None
+            source.quantization = schema.QuantizationParametersT(scale=[1.0], zeroPoint=[0])

@@ -14,7 +14,7 @@ from model.story_source import StorySource
 from quantization.calibration import calibration_stories
 from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
-from seed_story.config import CacheConfig
+from seed_story.config import LlamaConfig
 from seed_story.contract import prefill_name
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
@@ -56,8 +56,8 @@ def _rows(source: StorySource, encoder: StoryEncoder, story: StoryRecord) -> Flo
 
 def decoder_hessians(
     raw: Path,
-    source: StorySource,
-    cache: CacheConfig,
+    llama: LlamaConfig,
+    cache: SinkCache,
     prefill_sizes: Sequence[int],
     stories: Iterator[Floats],
     names: Collection[str],
@@ -69,11 +69,12 @@ def decoder_hessians(
 
     Args:
         raw: the decoder in float32, as it is to be quantized; a copy that tells its matrices' inputs is made beside it.
-        stories: of `story_rows`; each is read from an empty cache.
+        cache: of the kind that the graph reads; each story is read from an empty one.
+        stories: of `story_rows`.
         names: the matrices, as in `decoder_graph.weight_shapes`.
         tick: told how many tokens were read since the last call.
     """
-    size, llama = max(prefill_sizes, default=1), source.model.config.llama
+    size = max(prefill_sizes, default=1)
     opened = OpenGraph(raw, prefill_name(size))
     outputs = {one.name: opened.add_output(one.x) for one in opened.matrices() if one.name in names}
     recorder = raw.with_name("recorder.tflite")
@@ -82,16 +83,16 @@ def decoder_hessians(
     inputs: dict[str, Floats] = {
         "cos": np.zeros((size, 2, llama.head_dim), np.float32),
         "sin": np.zeros((size, 2, llama.head_dim), np.float32),
-        "mask": np.zeros((size, cache.slots + size), np.float32),
+        "mask": np.zeros((size, cache.config.slots + size), np.float32),
     }
     for rows in stories:
-        memory = SinkCache(llama, cache)
+        cache.reset()
         while len(rows):
-            chunk, rows = np.split(rows, [min(size, memory.max_chunk)])
+            chunk, rows = np.split(rows, [min(size, cache.max_chunk)])
             embeddings = np.concatenate([np.zeros((size - len(chunk), llama.hidden_size), np.float32), chunk])
-            memory.fill(inputs, len(chunk))
-            found = run({**memory.memory(), **inputs, "embeddings": embeddings})
-            memory.store(found["k"], found["v"], len(chunk))
+            cache.fill(inputs, len(chunk))
+            found = run({**cache.memory(), **inputs, "embeddings": embeddings})
+            cache.store(found["k"], found["v"], len(chunk))
             for name, output in outputs.items():
                 x = found[output].reshape(size, -1)[-len(chunk) :]
                 sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x

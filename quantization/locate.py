@@ -66,8 +66,10 @@ def locate(reference: SEEDStory, bundle: SEEDStory, picture: Path, text: str) ->
         UsageError: the graphs have other matrices than the reference's.
     """
     readings = []
-    for graph, signature, inputs in graph_inputs(reference, picture, text):
-        theirs, mine = (_run(one, graph, signature, inputs) for one in (reference, bundle))
+    for graph, signature, *inputs in graph_inputs(reference, bundle, picture, text):
+        theirs, mine = (
+            _run(one, graph, signature, given) for one, given in zip((reference, bundle), inputs, strict=True)
+        )
         shapes = [[out.shape for *_, out in rows] for rows in (theirs, mine)]
         if shapes[0] != shapes[1]:
             raise UsageError(f"the bundle's {graph} has other matrices", got=len(shapes[1]), expected=len(shapes[0]))
@@ -78,26 +80,34 @@ def locate(reference: SEEDStory, bundle: SEEDStory, picture: Path, text: str) ->
     return readings
 
 
-def graph_inputs(reference: SEEDStory, picture: Path, text: str) -> Iterator[tuple[str, str, Inputs]]:
-    """A graph, its signature that is read, and what it is given: a picture, its features, and a text's first tokens."""
+def graph_inputs(
+    reference: SEEDStory, bundle: SEEDStory, picture: Path, text: str
+) -> Iterator[tuple[str, str, Inputs, Inputs]]:
+    """A graph, its signature that is read, and what it is given: a picture, its features, and a text's first tokens.
+
+    The reference is given the first, the bundle the second: the same, but each has its own kind of cache, empty.
+    """
     manifest = reference.bundle.manifest
     pixels = load_and_preprocess_image(picture, manifest.story.vision.image_size)
-    yield VIT, ENCODE, {"image": pixels}
-    yield QFORMER, PROJECT, {"features": reference.vision.features(pixels).copy()}
+    yield VIT, ENCODE, {"image": pixels}, {"image": pixels}
+    features = {"features": reference.vision.features(pixels).copy()}
+    yield QFORMER, PROJECT, features, features
     size = max(manifest.prefill_sizes, default=1)
-    yield DECODER, prefill_name(size), step_inputs(reference, reference.tokenizer.encode(text)[:size], size)
+    ids = reference.tokenizer.encode(text)[:size]
+    theirs, mine = (step_inputs(one, ids, size) for one in (reference, bundle))
+    yield DECODER, prefill_name(size), theirs, {**mine, "embeddings": theirs["embeddings"]}
 
 
 def step_inputs(model: SEEDStory, ids: Sequence[int], size: int) -> Inputs:
     """What `prefill_N` is given for the first tokens of a story, at most N."""
     manifest, cache = model.bundle.manifest, model.decoder.cache
-    llama, slots = manifest.story.llama, manifest.cache.slots
+    llama = manifest.story.llama
     model.begin()
     inputs: Inputs = {name: values.copy() for name, values in cache.memory().items()}
     inputs["embeddings"] = np.zeros((size, llama.hidden_size), np.float32)
     inputs["embeddings"][-len(ids) :] = model.decoder.embed(ids)
     inputs["cos"], inputs["sin"] = np.zeros((2, size, 2, llama.head_dim), np.float32)
-    inputs["mask"] = np.zeros((size, slots + size), np.float32)
+    inputs["mask"] = np.zeros((size, cache.columns + size), np.float32)
     cache.fill(inputs, len(ids))
     return inputs
 

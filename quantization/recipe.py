@@ -3,7 +3,9 @@
 A recipe is a JSON file: `graphs` maps each graph to a list of `litert-quantizer` entries (regular expression over
 layers, operation, algorithm, number formats; the last match counts, an empty list leaves the graph in float32), and
 `bounds` maps a figure of the parity gate to its limit and the reason for it. `rotated`, if it is there and true, has
-the decoder's residual stream turned before it is quantized (`export/rotation.py`).
+the decoder's residual stream turned before it is quantized (`export/rotation.py`). `cache` is what the cache's keys and
+values are, `float32` (where nothing is said) or `int8`. `extends` names a recipe of the project, whose fields count
+where the file has none.
 
 A decoder's operators are named `decode/layers_11_down/product`, by signature and weight (`export/decoder_graph.py`).
 """
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seed_story.config import CACHE_DTYPES, FLOAT32
 from seed_story.contract import GRAPHS
 from seed_story.errors import ConfigError, UsageError
 
@@ -37,6 +40,7 @@ class Recipe:
         graphs: graph to its `litert-quantizer` entries.
         bounds: figure to its limit; a cosine or agreement is a least value, a divergence or ratio a greatest.
         rotated: whether the decoder's residual stream is turned first, so that no channel stands out.
+        cache: what the cache's keys and values are, one of `seed_story.config.CACHE_DTYPES`.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Recipe:
     graphs: Mapping[str, list[dict[str, Any]]]
     bounds: Mapping[str, float]
     rotated: bool = False
+    cache: str = FLOAT32
 
 
 def recipe_names() -> list[str]:
@@ -63,7 +68,7 @@ def load_recipe(name: str | Path) -> Recipe:
         raise UsageError("there is no such recipe", got=name, expected=", ".join(recipe_names()) + ", or a .json file")
     path = Path(name) if own else FOLDER / f"{name}.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = _fields(path)
         graphs = {graph: list(values["graphs"][graph]) for graph in GRAPHS}
         wanted = [*BOUNDS, *(figure for figure in OPTIONAL_BOUNDS if figure in values["bounds"])]
         bounds = {figure: float(values["bounds"][figure]["bound"]) for figure in wanted}
@@ -72,10 +77,25 @@ def load_recipe(name: str | Path) -> Recipe:
         rotated = values.get("rotated", False)
         if not isinstance(rotated, bool):
             raise ValueError(f"rotated is neither true nor false: {rotated!r}")
-        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds, rotated)
+        cache = values.get("cache", FLOAT32)
+        if cache not in CACHE_DTYPES:
+            raise ValueError(f"cache is none of {', '.join(CACHE_DTYPES)}: {cache!r}")
+        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds, rotated, cache)
     except OSError as error:
         raise UsageError("the recipe can't be read", got=error, expected="a JSON file") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path.name} isn't a recipe", got=f"{type(error).__name__}: {error}",
                           expected=f"graphs {', '.join(GRAPHS)} and bounds {', '.join(BOUNDS)}",
                           hint="See quantization/recipes/int8.json.") from error  # fmt: skip
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """What the file says, and what the recipe says that it extends, if it does; only one that extends no other."""
+    values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    plain = [name for name in recipe_names() if "extends" not in json.loads((FOLDER / f"{name}.json").read_text())]
+    if base not in plain:
+        raise ValueError(f"extends is none of {', '.join(plain)}: {base!r}")
+    return {**_fields(FOLDER / f"{base}.json"), **values}

@@ -73,6 +73,19 @@ def loud_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def loud_int8_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float32 graphs of `loud_bundle` with an int8 cache, whose policy keeps two pictures."""
+    from export.export import ExportOptions, export_bundle
+    from quantization.recipe import load_recipe
+    from seed_story.config import CacheConfig
+    from tests.loud import loud_source
+
+    options = ExportOptions(CacheConfig(32, 2, 6, 1, 2), prefill_sizes=(4, 8), force=True)
+    out = tmp_path_factory.mktemp("bundles") / "loud-int8-cache"
+    return export_bundle(loud_source(), replace(load_recipe("float32"), cache="int8"), out, options).path
+
+
+@pytest.fixture(scope="session")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four held-out stories and some pictures."""
     from tests.training.held_out import storybook

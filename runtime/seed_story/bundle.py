@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from seed_story.config import CacheConfig, StoryConfig
+from seed_story.config import CACHE_DTYPES, FLOAT32, CacheConfig, StoryConfig
 from seed_story.contract import GRAPHS, SCHEMA_VERSION, Signature, signatures
 from seed_story.errors import BundleError, ConfigError
 from seed_story.files import cache_dir, file_sha256
@@ -61,6 +61,7 @@ class Manifest:
         weights: sha256 of the float32 weights that the graphs were made from; empty in a bundle from before.
         missed_bounds: figures of the gate outside their recipe's bounds, `got` and `bound` of each: of a bundle that
             was written all the same (`export --force`).
+        cache_dtype: of the keys and values in the cache, one of `CACHE_DTYPES`.
     """
 
     name: str
@@ -78,11 +79,17 @@ class Manifest:
     licences: Mapping[str, str]
     weights: str = ""
     missed_bounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    cache_dtype: str = FLOAT32
 
     @property
     def contract(self) -> dict[str, tuple[Signature, ...]]:
         """The signatures that its graphs must have, by graph."""
-        return signatures(self.story, self.cache.slots, self.prefill_sizes, self.attention)
+        return signatures(self.story, self.cache.slots, self.prefill_sizes, self.attention, self.sink_rows)
+
+    @property
+    def sink_rows(self) -> int | None:
+        """The float32 rows beside an int8 cache; fixed, whatever a session's geometry is."""
+        return self.cache.sink_rows(self.cache_dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; `from_dict` reads it back."""
@@ -91,6 +98,7 @@ class Manifest:
             "name": self.name,
             "architecture": self.story.to_dict(),
             "cache": self.cache.to_dict(),
+            "cache_dtype": self.cache_dtype,
             "prefill_sizes": list(self.prefill_sizes),
             "attention": self.attention,
             "prompt": {
@@ -145,6 +153,7 @@ class Manifest:
                 licences=values["licences"],
                 weights=str(values.get("weights", "")),
                 missed_bounds=_missed(values.get("missed_bounds", {})),
+                cache_dtype=_cache_dtype(values.get("cache_dtype", FLOAT32)),  # likewise
             )
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, ConfigError) as error:
             raise BundleError("the manifest is damaged", got=f"{type(error).__name__}: {error}",
@@ -160,6 +169,12 @@ class Manifest:
 
 def _missed(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {str(name): {end: float(one[end]) for end in ("got", "bound")} for name, one in values.items()}
+
+
+def _cache_dtype(value: object) -> str:
+    if value not in CACHE_DTYPES:
+        raise ValueError(f"cache_dtype is {value!r}, and none of {', '.join(CACHE_DTYPES)}")
+    return str(value)
 
 
 def _prompt(values: Mapping[str, Any]) -> Prompt:

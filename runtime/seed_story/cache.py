@@ -25,11 +25,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from seed_story.backends.base import ALIGNMENT, Array, aligned_zeros
+from seed_story.backends.base import Array, aligned_zeros
 from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, key_cache, value_cache
-from seed_story.errors import UsageError
+from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import ATTENTION_MASS, FIRST_AND_LAST
+from seed_story.rows import Rows
 from seed_story.snapshot import State
 
 EMPTY = -1
@@ -64,30 +65,26 @@ class _Shown:
     mass: float = 0.0
 
 
-def _aligned_layers(shape: tuple[int, ...]) -> Array:
-    """Zeros `[layers, ...]` of which every layer is C-contiguous and starts where an engine can read it in place."""
-    size, step = int(np.prod(shape[1:])), ALIGNMENT // np.dtype(np.float32).itemsize
-    return aligned_zeros((shape[0], -(-size // step) * step))[:, :size].reshape(shape)
-
-
 class SinkCache:
     """Keys, values, and the positions they stand for. Allocated once; no call makes it larger.
 
     Args:
         llama: sizes of the decoder.
         config: geometry of the slots.
+        sink_rows: float32 rows for the kept slots beside an int8 cache; None for a float32 cache.
 
     Attributes:
-        keys, values: float32 `[layers, kv_heads, slots, head_dim]`, aligned; the graphs read them in place.
+        keys, values: what is in the slots; the graphs read it in place.
         region: float32 `[2, slots]`: 1 where a slot belongs to the ring (row 0) or is kept (row 1).
         slot_positions: int64 `[slots]`: absolute position of each slot's token, or EMPTY.
         position: the absolute position that the next token will get.
         tail: the ring shows no token before this position, though some may still lie there.
     """
 
-    def __init__(self, llama: LlamaConfig, config: CacheConfig) -> None:
-        shape = (llama.num_layers, llama.num_kv_heads, config.slots, llama.head_dim)
-        self.keys, self.values = _aligned_layers(shape), _aligned_layers(shape)
+    def __init__(self, llama: LlamaConfig, config: CacheConfig, sink_rows: int | None = None) -> None:
+        self.keys, self.values = (Rows(llama, config.slots, sink_rows) for _ in "kv")
+        self.sink_rows = sink_rows
+        self._layers = llama.num_layers
         self.region = aligned_zeros((2, config.slots))
         self.slot_positions: Positions = np.empty(config.slots, np.int64)
         self._frequencies = np.array(rope_frequencies(llama), np.float64)
@@ -102,15 +99,20 @@ class SinkCache:
 
         Raises:
             UsageError: another number of slots.
+            ConfigError: more kept slots than an int8 cache has float32 rows for.
         """
         config = config or self.config
         if config.slots != self.config.slots:
             raise UsageError("the cache's slots are fixed", got=config.slots, expected=self.config.slots)
+        if self.sink_rows is not None and config.kept > self.sink_rows:
+            raise ConfigError("this int8 cache has no room for what the policy keeps",
+                              got=f"{config.kept} kept slots ({config.policy})", expected=f"at most {self.sink_rows}",
+                              hint="Export the bundle with that policy, or with a float32 cache.")  # fmt: skip
         self.config = config
         self.region[0] = np.arange(config.slots) >= config.kept
         np.subtract(1, self.region[0], out=self.region[1])
-        self.keys.fill(0)  # a NaN would outlive its story: masked, it is still multiplied, and 0 * NaN is NaN
-        self.values.fill(0)
+        self.keys.clear(config.kept)
+        self.values.clear(config.kept)
         self.slot_positions.fill(EMPTY)
         self.position, self.tail = 0, config.sinks
         self._pictures: deque[_Shown] = deque()  # those in the ring and those to come
@@ -126,7 +128,8 @@ class SinkCache:
             "pictures": [[p.tokens.start, p.tokens.stop, p.group, p.mass] for p in (*self._kept, *self._pictures)],
             "used": used.tolist(),
         }
-        arrays = {"keys": self.keys[:, :, used], "values": self.values[:, :, used]}
+        rows = {"keys": self.keys.state(used), "values": self.values.state(used)}
+        arrays = {f"{kind}{part}": array for kind, parts in rows.items() for part, array in parts.items()}
         return State(values, {**arrays, "slot_positions": self.slot_positions.copy()})
 
     def restore(self, state: State) -> None:
@@ -137,8 +140,9 @@ class SinkCache:
         """
         values, arrays = state.values, state.arrays
         self.reset(CacheConfig.from_dict(values["config"]))
-        self.keys[:, :, values["used"]] = arrays["keys"]
-        self.values[:, :, values["used"]] = arrays["values"]
+        used = np.array(values["used"], np.int64)
+        for kind, rows in (("keys", self.keys), ("values", self.values)):
+            rows.restore(used, {name.removeprefix(kind): a for name, a in arrays.items() if name.startswith(kind)})
         self.slot_positions[:] = arrays["slot_positions"]
         self.position, self.tail = values["position"], values["tail"]
         for start, stop, group, mass in values["pictures"]:
@@ -156,12 +160,21 @@ class SinkCache:
 
     def memory(self) -> dict[str, Array]:
         """The graph inputs that live here, by contract name."""
-        layers = range(len(self.keys))
-        return {
-            "region": self.region,
-            **{key_cache(i): self.keys[i] for i in layers},
-            **{value_cache(i): self.values[i] for i in layers},
-        }
+        memory = {"region": self.region} if self.sink_rows is None else {}
+        for layer in range(self._layers):
+            memory |= self.keys.memory(layer, key_cache(layer)) | self.values.memory(layer, value_cache(layer))
+        return memory
+
+    @property
+    def columns(self) -> int:
+        """Columns of the mask and of an answer about attention, without those of the chunk itself."""
+        return self.config.slots + (self.sink_rows or 0)
+
+    @property
+    def _kept_columns(self) -> slice:
+        """Of these, the columns of the kept slots: an int8 cache's sink rows come after all slots."""
+        first = 0 if self.sink_rows is None else self.config.slots
+        return slice(first, first + self.config.kept)
 
     def slots_of(self, positions: Positions) -> Positions:
         """Where new tokens go: absolute positions `[n]` to slots `[n]`."""
@@ -197,7 +210,7 @@ class SinkCache:
         Raises:
             UsageError: more tokens than `max_chunk` or N, or none.
         """
-        size, slots = len(inputs["cos"]), self.config.slots
+        size, columns = len(inputs["cos"]), self.columns
         if not 1 <= count <= min(size, self.max_chunk):
             raise UsageError("a chunk has no such size", got=count, expected=f"1 to {min(size, self.max_chunk)}")
         rows, positions = slice(size - count, None), self.position + np.arange(count)
@@ -205,8 +218,8 @@ class SinkCache:
         self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
         mask.fill(MASKED)
-        mask[rows, :slots][self._visible(oldest)] = 0
-        mask[rows, slots + size - count :][np.tri(count, dtype=np.bool_)] = 0
+        mask[rows, :columns][self._visible(oldest)] = 0
+        mask[rows, columns + size - count :][np.tri(count, dtype=np.bool_)] = 0
 
     def _fill_rotations(self, cos: Array, sin: Array, positions: Positions, oldest: Positions) -> None:
         kept = self.config.sinks + len(self._kept) * self.config.picture_anchors
@@ -218,22 +231,21 @@ class SinkCache:
         np.negative(sin[..., half:], out=sin[..., :half])
 
     def _visible(self, oldest: Positions) -> npt.NDArray[np.bool_]:
-        """The slots that tokens see, `[n, slots]`, if `oldest` `[n]` are the first positions they see in the ring."""
-        visible = self.slot_positions >= oldest[:, None]
-        kept = self.config.kept
-        visible[:, :kept] = self.slot_positions[:kept] != EMPTY
+        """What tokens see, `[n, columns]`, if `oldest` `[n]` are the first positions they see in the ring."""
+        visible, kept = np.zeros((len(oldest), self.columns), np.bool_), self.config.kept
+        visible[:, kept : self.config.slots] = self.slot_positions[kept:] >= oldest[:, None]
+        visible[:, self._kept_columns] = self.slot_positions[:kept] != EMPTY
         return visible
 
     def store(self, keys: Array, values: Array, count: int) -> None:
         """Puts the last `count` of a graph's new keys and values, `[layers, kv_heads, N, head_dim]`, in their slots."""
         positions = self.position + np.arange(count)
         slots = self.slots_of(positions)
-        if count == 1:  # a plain index: several times cheaper than a list of one
-            self.keys[:, :, slots[0]] = keys[:, :, -1]
-            self.values[:, :, slots[0]] = values[:, :, -1]
-        else:
-            self.keys[:, :, slots] = keys[:, :, -count:]
-            self.values[:, :, slots] = values[:, :, -count:]
+        for rows, new in ((self.keys, keys), (self.values, values)):
+            if count == 1:
+                rows.put(slots[0], new[:, :, -1])
+            else:
+                rows.write(slots, new[:, :, -count:])
         self.slot_positions[slots] = positions
         self.position += count
         if self._pictures and self._pictures[0].tokens.start + self.config.ring == self.position:
@@ -244,11 +256,18 @@ class SinkCache:
         """Whether the next token, if it comes alone, is to be asked what it looks at, for `observe`."""
         return self.config.needs_attention and self.position % ATTENTION_EVERY == 0
 
+    def by_slot(self, attention: Array) -> Array:
+        """An answer of `decode_attention`, `[columns + 1]`, as `[slots + 1]`: each slot's, and the token's own."""
+        if self.sink_rows is None:
+            return attention
+        kept, slots = self.config.kept, self.config.slots
+        return np.concatenate([attention[self._kept_columns], attention[kept:slots], attention[-1:]])
+
     def observe(self, attention: Array) -> None:
         """Learns what the next token looks at, before `store` puts it in its slot.
 
         Args:
-            attention: float32 `[slots + 1]`, of `decode_attention`.
+            attention: float32 `[slots + 1]`, of `by_slot`.
         """
         for picture in (*self._kept, *self._pictures):
             if picture.tokens.stop <= self.position:
@@ -276,8 +295,8 @@ class SinkCache:
         anchors, old = self._anchors(picture), self._anchor_slots(picture)
         picture.group = group
         slots = self._anchor_slots(picture)
-        self.keys[:, :, slots] = self._turned(self.keys[:, :, old], slots - anchors)
-        self.values[:, :, slots] = self.values[:, :, old]
+        self.keys.write(slots, self._turned(self.keys.read(old), slots - anchors))
+        self.values.write(slots, self.values.read(old))
         self.slot_positions[slots] = anchors
         self._kept.append(picture)
 

@@ -14,6 +14,10 @@ from typing import Any, Self
 from seed_story.errors import ConfigError
 from seed_story.policies import ATTENTION_MASS, MULTIMODAL_SINK, OLDEST, PICTURE_EVICTIONS, POLICIES, TEXT_SINK, WINDOW
 
+FLOAT32, INT8 = "float32", "int8"
+CACHE_DTYPES = (FLOAT32, INT8)
+"""What the keys and values of a cache may be."""
+
 # Keys of a transformers configuration that don't change what a network computes.
 _BOOKKEEPING = frozenset(
     [
@@ -405,6 +409,14 @@ class CacheConfig(_Config):
     def pictures(self) -> int:
         """Pictures that the anchors' place has room for."""
         return self.anchors // self.picture_anchors if self.picture_anchors else 0
+
+    def sink_rows(self, dtype: str) -> int | None:
+        """The float32 rows beside an int8 cache in a bundle of this geometry: as many as slots are kept, at least one.
+
+        Args:
+            dtype: one of `CACHE_DTYPES`; there are none (None) beside a float32 cache.
+        """
+        return None if dtype == FLOAT32 else max(1, self.kept)
 
     @property
     def needs_attention(self) -> bool:

@@ -19,6 +19,15 @@ The decoder never owns the cache. Its inputs and outputs, for N tokens, `prefill
 
     -> attention     [1, slots + 1]              how much the token looked at each slot and at itself: the softmax's
                                                  weights, their mean over layers and query heads
+
+Where the cache is int8, the kept slots have S float32 rows of their own beside it, and there is no `region`: cos's and
+sin's row 0 is for the int8 slots and the chunk, row 1 for the sink rows.
+
+    mask                [N, slots + S + N]          the S columns are those of the sink rows
+    kv_cache_k_i        [kv_heads, slots, head_dim] int8; a key is its codes times its scale
+    kv_cache_k_i_scale  [kv_heads, 1, slots]        float32
+    kv_cache_k_i_sink   [kv_heads, S, head_dim]     float32; likewise kv_cache_v_i, _scale and _sink
+    -> attention        [1, slots + S + 1]
 """
 
 from __future__ import annotations
@@ -57,6 +66,16 @@ def key_cache(layer: int) -> str:
 def value_cache(layer: int) -> str:
     """The name of a layer's value cache."""
     return f"kv_cache_v_{layer}"
+
+
+def scales_of(cache: str) -> str:
+    """The name of the scales of an int8 cache."""
+    return f"{cache}_scale"
+
+
+def sinks_of(cache: str) -> str:
+    """The name of the float32 rows beside an int8 cache."""
+    return f"{cache}_sink"
 
 
 @dataclass(frozen=True)
@@ -107,34 +126,57 @@ def qformer_signatures(config: QFormerConfig, feature_tokens: int) -> tuple[Sign
     )
 
 
-def decoder_step(config: LlamaConfig, slots: int, size: int) -> Signature:
-    """`prefill_N` or `decode`; see the top of this file."""
-    cache = (config.num_kv_heads, slots, config.head_dim)
+def cache_specs(config: LlamaConfig, slots: int, sink_rows: int | None = None) -> tuple[TensorSpec, ...]:
+    """The cache's inputs: all keys, then all values.
+
+    Args:
+        sink_rows: float32 rows beside an int8 cache; None for a float32 cache.
+    """
+    heads, width = config.num_kv_heads, config.head_dim
+    names = [name(i) for name in (key_cache, value_cache) for i in range(config.num_layers)]
+    if sink_rows is None:
+        return tuple(TensorSpec(name, (heads, slots, width)) for name in names)
+    return tuple(
+        spec
+        for name in names
+        for spec in (
+            TensorSpec(name, (heads, slots, width), "int8"),
+            TensorSpec(scales_of(name), (heads, 1, slots)),
+            TensorSpec(sinks_of(name), (heads, sink_rows, width)),
+        )
+    )
+
+
+def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | None = None) -> Signature:
+    """`prefill_N` or `decode`; see the top of this file, and `cache_specs`."""
     new = (config.num_layers, config.num_kv_heads, size, config.head_dim)
-    layers = range(config.num_layers)
+    region = () if sink_rows is not None else (TensorSpec("region", (2, slots)),)
     return Signature(
         prefill_name(size),
         (
             TensorSpec("embeddings", (size, config.hidden_size)),
             TensorSpec("cos", (size, 2, config.head_dim)),
             TensorSpec("sin", (size, 2, config.head_dim)),
-            TensorSpec("region", (2, slots)),
-            TensorSpec("mask", (size, slots + size)),
-            *(TensorSpec(key_cache(i), cache) for i in layers),
-            *(TensorSpec(value_cache(i), cache) for i in layers),
+            *region,
+            TensorSpec("mask", (size, slots + (sink_rows or 0) + size)),
+            *cache_specs(config, slots, sink_rows),
         ),
         (TensorSpec("logits", (1, config.vocab_size)), TensorSpec("k", new), TensorSpec("v", new)),
     )
 
 
-def decoder_attention_step(config: LlamaConfig, slots: int) -> Signature:
-    """`decode_attention`; see the top of this file."""
-    plain = decoder_step(config, slots, 1)
-    return Signature(DECODE_ATTENTION, plain.inputs, (*plain.outputs, TensorSpec("attention", (1, slots + 1))))
+def decoder_attention_step(config: LlamaConfig, slots: int, sink_rows: int | None = None) -> Signature:
+    """`decode_attention`; see the top of this file, and `cache_specs`."""
+    plain, columns = decoder_step(config, slots, 1, sink_rows), slots + (sink_rows or 0) + 1
+    return Signature(DECODE_ATTENTION, plain.inputs, (*plain.outputs, TensorSpec("attention", (1, columns))))
 
 
 def decoder_signatures(
-    config: LlamaConfig, slots: int, prefill_sizes: Sequence[int], attention: bool = False
+    config: LlamaConfig,
+    slots: int,
+    prefill_sizes: Sequence[int],
+    attention: bool = False,
+    sink_rows: int | None = None,
 ) -> tuple[Signature, ...]:
     """The decoder's entry points: token to embedding, the prefills, the single step, and the one with its attention."""
     embed = Signature(
@@ -142,16 +184,16 @@ def decoder_signatures(
         (TensorSpec("token", (1,), "int32"),),
         (TensorSpec("embeddings", (1, config.hidden_size)),),
     )
-    steps = [decoder_step(config, slots, size) for size in (*prefill_sizes, 1)]
-    return (embed, *steps, *([decoder_attention_step(config, slots)] if attention else []))
+    steps = [decoder_step(config, slots, size, sink_rows) for size in (*prefill_sizes, 1)]
+    return (embed, *steps, *([decoder_attention_step(config, slots, sink_rows)] if attention else []))
 
 
 def signatures(
-    config: StoryConfig, slots: int, prefill_sizes: Sequence[int], attention: bool
+    config: StoryConfig, slots: int, prefill_sizes: Sequence[int], attention: bool, sink_rows: int | None = None
 ) -> dict[str, tuple[Signature, ...]]:
     """All of a bundle's signatures, by graph."""
     return {
         VIT: vit_signatures(config.vision),
         QFORMER: qformer_signatures(config.qformer, config.vision.tokens),
-        DECODER: decoder_signatures(config.llama, slots, prefill_sizes, attention),
+        DECODER: decoder_signatures(config.llama, slots, prefill_sizes, attention, sink_rows),
     }

@@ -45,6 +45,7 @@ class Decoder:
     Args:
         graph: `decoder.tflite`, loaded; this object owns it from now on.
         attention: whether the graph has `decode_attention`.
+        sink_rows: see `SinkCache`.
 
     Raises:
         ConfigError: the cache's policy needs `decode_attention`, and there is none.
@@ -57,11 +58,12 @@ class Decoder:
         cache: CacheConfig,
         prefill_sizes: Sequence[int],
         attention: bool = False,
+        sink_rows: int | None = None,
     ) -> None:
         self._graph, self._llama = graph, llama
-        self.cache = SinkCache(llama, cache)
+        self.cache = SinkCache(llama, cache, sink_rows)
         memory = self.cache.memory()
-        embed, *steps = decoder_signatures(llama, cache.slots, prefill_sizes, attention)
+        embed, *steps = decoder_signatures(llama, cache.slots, prefill_sizes, attention, sink_rows)
         assert embed.name == EMBED
         self._embed = graph.bind(embed)
         bound = [graph.bind(step, memory) for step in steps]
@@ -87,7 +89,7 @@ class Decoder:
         """Forgets everything, and keeps what `cache` says from now on.
 
         Raises:
-            ConfigError: its policy needs `decode_attention`, and there is none.
+            ConfigError: its policy needs `decode_attention`, and there is none; or it keeps too much for an int8 cache.
             UsageError: another number of slots.
         """
         self._check(cache)
@@ -135,7 +137,7 @@ class Decoder:
         """Continues the sequence by one embedding, float32 `[1, hidden]`, to learn what it looks at.
 
         Returns:
-            float32 `[slots + 1]`, a view that the next such call overwrites: how much it looks at what was in each slot
+            float32 `[slots + 1]`, which the next such call may overwrite: how much it looks at what was in each slot
             of the cache before this call, and at itself. The mean over layers and heads; the sum is 1.
 
         Raises:
@@ -145,7 +147,7 @@ class Decoder:
             raise ConfigError("this decoder can't tell its attention", got=f"no signature {DECODE_ATTENTION!r}",
                               hint=_EXPORT_HINT)  # fmt: skip
         self._step(self._attention, embedding)
-        return np.asarray(self._attention.outputs["attention"][0])
+        return self.cache.by_slot(self._attention.outputs["attention"][0])
 
     def _step(self, graph: GraphSignature, embeddings: Array) -> Array:
         count = len(embeddings)
@@ -154,7 +156,7 @@ class Decoder:
         self.cache.fill(graph.inputs, count)
         graph.run()
         if graph is self._attention:
-            self.cache.observe(graph.outputs["attention"][0])
+            self.cache.observe(self.cache.by_slot(graph.outputs["attention"][0]))
         self.cache.store(graph.outputs["k"], graph.outputs["v"], count)
         return np.asarray(graph.outputs["logits"][0])
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.config import LlamaConfig, QFormerConfig, StoryConfig, VisionConfig
-from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, QFORMER, VIT
+from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, QFORMER, VIT, cache_specs
 from seed_story.errors import BundleError
 from seed_story.output import size_text, table, write, write_json
 
-_FLOAT_BYTES = 4
 _MOST_TOKENS = 8  # special tokens that the text form names; the JSON form has all
 
 
@@ -88,8 +90,8 @@ def _architecture(story: StoryConfig) -> dict[str, dict[str, Any]]:
 
 def cache_bytes(manifest: Manifest) -> int:
     """The memory of the cache's keys and values; no story makes it larger."""
-    llama = manifest.story.llama
-    return 2 * llama.num_layers * llama.num_kv_heads * manifest.cache.slots * llama.head_dim * _FLOAT_BYTES
+    specs = cache_specs(manifest.story.llama, manifest.cache.slots, manifest.sink_rows)
+    return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
 def special_tokens(bundle: Bundle) -> dict[str, int]:
@@ -116,7 +118,13 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "qformer_trained": manifest.qformer_trained,
         "bytes": sum(size for _, size in manifest.files.values()),
         "architecture": _architecture(manifest.story),
-        "cache": {"policy": cache.policy, **cache.to_dict(), "ring": cache.ring, "bytes": cache_bytes(manifest)},
+        "cache": {
+            "policy": cache.policy,
+            **cache.to_dict(),
+            "ring": cache.ring,
+            "dtype": manifest.cache_dtype,
+            "bytes": cache_bytes(manifest),
+        },
         "graphs": {
             graph: {
                 "bytes": manifest.files[graph_file(graph)][1],
@@ -159,7 +167,7 @@ def render(description: Mapping[str, Any]) -> str:
         ("networks", "\n".join(_network(*item) for item in description["architecture"].items())),
         ("Q-Former", trained),
         ("cache", f"{cache['slots']} slots = {cache['sinks']} sinks{anchors} + a ring of {cache['ring']} "
-                  f"({policy}), {size_text(cache['bytes'])} in memory"),
+                  f"({policy}), {cache['dtype']}, {size_text(cache['bytes'])} in memory"),
         ("graphs", "\n".join(_graph(*item) for item in description["graphs"].items())),
         ("opening", repr(prompt["opening"]) if prompt["opening"] else "none"),
         ("request", repr(prompt["request"]) if prompt["request"] else "none"),

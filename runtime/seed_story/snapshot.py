@@ -23,7 +23,7 @@ from seed_story.files import whole_file
 SNAPSHOT_VERSION = 2
 MAGIC = b"seed-story snapshot\n"
 _DIGEST, _LENGTH = 32, 8  # bytes
-_DTYPES = ("float32", "int64")
+_DTYPES = ("float32", "int64", "int8")
 _HINT = "Begin the story again, or restore an older snapshot."
 
 
@@ -33,7 +33,7 @@ class State:
 
     Args:
         values: fit for JSON.
-        arrays: float32 and int64, by name.
+        arrays: float32, int64 and int8, by name.
     """
 
     values: Mapping[str, Any]

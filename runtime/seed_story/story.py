@@ -69,7 +69,14 @@ class SEEDStory:
         file = graph_file(DECODER)
         with packed_weights(manifest.files[file][0]) as packed:
             graph = open_graph(self.bundle.file(file), backend=backend, threads=self.threads, packed=packed)
-        self.decoder = Decoder(graph, manifest.story.llama, manifest.cache, manifest.prefill_sizes, manifest.attention)
+        self.decoder = Decoder(
+            graph,
+            manifest.story.llama,
+            manifest.cache,
+            manifest.prefill_sizes,
+            manifest.attention,
+            manifest.sink_rows,
+        )
         paths = (self.bundle.file(graph_file(VIT)), self.bundle.file(graph_file(QFORMER)))
         self.vision = Vision(paths, manifest.story, backend=backend, threads=self.threads)
         self._story: Story | None = None  # whose the cache is now

@@ -145,8 +145,8 @@ def check_slots(decoder: Decoder, reference: StreamingLlama) -> None:
     for slot in range(cache.config.slots):
         token = held.get(slot, -1)
         assert cache.slot_positions[slot] == token
-        for layer in range(len(cache.keys)):
-            key, value = cache.keys[layer, :, slot], cache.values[layer, :, slot]
+        for layer in range(len(cache.keys.floats)):
+            key, value = cache.keys.floats[layer, :, slot], cache.values.floats[layer, :, slot]
             if token < 0:
                 assert not key.any()
                 assert not value.any()
@@ -162,13 +162,17 @@ def test_slot_by_slot(tiny_decoder: Tiny, open_decoder: Open, name: str, cache: 
     x = tiny.embeddings(length(cache))
     reference, decoder = tiny.reference(cache), open_decoder(tiny, cache)
     for token in range(len(x)):
-        before = decoder.cache.keys.copy(), decoder.cache.values.copy(), decoder.cache.slot_positions.copy()
+        before = (
+            decoder.cache.keys.floats.copy(),
+            decoder.cache.values.floats.copy(),
+            decoder.cache.slot_positions.copy(),
+        )
         decoder.feed(x[token : token + 1])
         reference.step(x[token])
         check_slots(decoder, reference)
         (slot,) = np.flatnonzero(decoder.cache.slot_positions != before[2])
-        np.testing.assert_array_equal(np.delete(decoder.cache.keys, slot, 2), np.delete(before[0], slot, 2))
-        np.testing.assert_array_equal(np.delete(decoder.cache.values, slot, 2), np.delete(before[1], slot, 2))
+        np.testing.assert_array_equal(np.delete(decoder.cache.keys.floats, slot, 2), np.delete(before[0], slot, 2))
+        np.testing.assert_array_equal(np.delete(decoder.cache.values.floats, slot, 2), np.delete(before[1], slot, 2))
 
 
 @every_geometry
@@ -196,7 +200,7 @@ def test_after_a_million_tokens(tiny_decoder: Tiny, open_decoder: Open) -> None:
     for slot in range(CACHE.kept, CACHE.slots):
         token = int(cache.slot_positions[slot])
         for layer in range(tiny.config.num_layers):
-            cache.keys[layer, :, slot] = reference.rotate(reference.keys[layer][token], token + moved)
+            cache.keys.floats[layer, :, slot] = reference.rotate(reference.keys[layer][token], token + moved)
         cache.slot_positions[slot] += moved
     cache.position += moved
     for token in range(30, 50):
@@ -207,7 +211,12 @@ def test_after_a_million_tokens(tiny_decoder: Tiny, open_decoder: Open) -> None:
 
 
 def addresses(decoder: Decoder) -> list[tuple[int, int]]:
-    arrays = [decoder.cache.keys, decoder.cache.values, decoder.cache.region, decoder.cache.slot_positions]
+    arrays = [
+        decoder.cache.keys.floats,
+        decoder.cache.values.floats,
+        decoder.cache.region,
+        decoder.cache.slot_positions,
+    ]
     for graph in (decoder._embed, *decoder._steps.values()):
         arrays += [*graph.inputs.values(), *graph.outputs.values()]
     return [(array.ctypes.data, array.nbytes) for array in arrays]
@@ -279,12 +288,12 @@ def test_sinks_are_read(tiny_decoder: Tiny, open_decoder: Open) -> None:
     without = reference.step(x[45])
     decoder = open_decoder(tiny, CACHE)
     decoder.feed(x[:45])
-    kept = decoder.cache.values[:, :, : CACHE.kept].copy()
-    decoder.cache.values[:, :, : CACHE.kept] = 0
+    kept = decoder.cache.values.floats[:, :, : CACHE.kept].copy()
+    decoder.cache.values.floats[:, :, : CACHE.kept] = 0
     assert_close(decoder.feed(x[45:]), without, "decoder_graph")
     fresh = open_decoder(tiny, CACHE)
     fresh.feed(x[:45])
-    np.testing.assert_array_equal(fresh.cache.values[:, :, : CACHE.kept], kept)
+    np.testing.assert_array_equal(fresh.cache.values.floats[:, :, : CACHE.kept], kept)
     assert np.abs(fresh.feed(x[45:]) - without).max() > 0.01 * np.abs(whole).max()
 
 

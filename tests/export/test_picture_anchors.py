@@ -149,7 +149,7 @@ def test_slot_by_slot(tiny_decoder: Tiny, open_decoder: Open, name: str) -> None
     assert decoder.cache.slot_positions[: cache.kept].tolist() == held
     for slot, token in enumerate(held):
         for layer in range(tiny.config.num_layers):
-            key, value = (array[layer, :, slot] for array in (decoder.cache.keys, decoder.cache.values))
+            key, value = (array[layer, :, slot] for array in (decoder.cache.keys.floats, decoder.cache.values.floats))
             assert_close(key, reference.rotate(reference.keys[layer][token], slot), "decoder_graph")
             assert_close(value, reference.values[layer][token], "decoder_graph")
 
@@ -184,8 +184,8 @@ def test_asking_changes_nothing_but_the_answer(tiny_decoder: Tiny, open_decoder:
     for row in rows:
         plain.feed(row[None])
         asked.attend(row[None])
-    np.testing.assert_array_equal(plain.cache.keys, asked.cache.keys)
-    np.testing.assert_array_equal(plain.cache.values, asked.cache.values)
+    np.testing.assert_array_equal(plain.cache.keys.floats, asked.cache.keys.floats)
+    np.testing.assert_array_equal(plain.cache.values.floats, asked.cache.values.floats)
     assert plain.cache.position == asked.cache.position
 
 
@@ -223,7 +223,7 @@ def test_anchors_are_read(tiny_decoder: Tiny, open_decoder: Open, cache: CacheCo
     region = slice(cache.sinks, cache.kept)
     anchors = decoder.cache.slot_positions[region].copy()
     assert (anchors != EMPTY).all()
-    decoder.cache.values[:, :, region] = 0
+    decoder.cache.values.floats[:, :, region] = 0
     without = decoder.feed(story.rows[-1:]).copy()
     assert np.abs(without - honest[-1]).max() > 1e-2 * np.abs(honest[-1]).max()
     for layer in range(tiny.config.num_layers):
@@ -238,7 +238,12 @@ def test_nothing_grows_and_reset_changes_the_policy(tiny_decoder: Tiny, open_dec
     tiny = tiny_decoder("gqa")
     decoder = open_decoder(tiny, ANCHORS)
     story = tale(tiny, ANCHORS, 4)
-    arrays = [decoder.cache.keys, decoder.cache.values, decoder.cache.region, decoder.cache.slot_positions]
+    arrays = [
+        decoder.cache.keys.floats,
+        decoder.cache.values.floats,
+        decoder.cache.region,
+        decoder.cache.slot_positions,
+    ]
     before = [(array.ctypes.data, array.nbytes) for array in arrays]
     for policy in ("window", "multimodal-sink", "text-sink"):
         cache = ANCHORS.under(policy)
@@ -246,7 +251,12 @@ def test_nothing_grows_and_reset_changes_the_policy(tiny_decoder: Tiny, open_dec
         (got,) = feed_in(decoder, story, [len(story.rows)])
         (fresh,) = feed_in(open_decoder(tiny, cache), story, [len(story.rows)])
         np.testing.assert_array_equal(got, fresh)
-    arrays = [decoder.cache.keys, decoder.cache.values, decoder.cache.region, decoder.cache.slot_positions]
+    arrays = [
+        decoder.cache.keys.floats,
+        decoder.cache.values.floats,
+        decoder.cache.region,
+        decoder.cache.slot_positions,
+    ]
     assert [(array.ctypes.data, array.nbytes) for array in arrays] == before
 
 

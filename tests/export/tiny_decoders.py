@@ -83,10 +83,11 @@ class TinyDecoder:
     weights: dict[str, npt.NDArray[np.float32]]
     skeleton: bytes
     path: Path
+    sink_rows: int | None = None
 
     def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES, attention: bool = True) -> Decoder:
         """On the device's engine; close it."""
-        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes, attention)
+        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes, attention, self.sink_rows)
 
     def reference(self, cache: CacheConfig) -> StreamingLlama:
         """The same model by other means."""
@@ -98,11 +99,15 @@ class TinyDecoder:
         return random.normal(0, 0.5, (count, self.config.hidden_size)).astype(np.float32)
 
 
-def export_tiny(config: LlamaConfig, slots: int, folder: Path, *, rotated: bool = False) -> TinyDecoder:
+def export_tiny(
+    config: LlamaConfig, slots: int, folder: Path, *, rotated: bool = False, sink_rows: int | None = None
+) -> TinyDecoder:
     """Exports to `folder`, which is empty."""
     weights = loud_llama(config)
-    skeleton = write_skeleton(config, slots, SIZES, folder / "saved_model", attention=True, rotated=rotated)
+    skeleton = write_skeleton(
+        config, slots, SIZES, folder / "saved_model", attention=True, rotated=rotated, sink_rows=sink_rows
+    )
     path, make = folder / "decoder.tflite", rotated_weight if rotated else skeleton_weight
     shapes = weight_shapes(config, rotated=rotated)
     fill_skeleton(skeleton, shapes, lambda name: make(config, weights, name), path)
-    return TinyDecoder(config, slots, weights, skeleton, path)
+    return TinyDecoder(config, slots, weights, skeleton, path, sink_rows)

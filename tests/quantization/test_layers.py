@@ -104,6 +104,15 @@ def test_a_good_bundle_has_no_bad_layer(loud_bundle: Path, loud_int8: Path, held
     ]
 
 
+def test_a_bundle_with_another_kind_of_cache(loud_bundle: Path, loud_int8_cache: Path, held_out: Path) -> None:
+    """Its float32 matrices compute what the reference's do: each bundle is given a cache of its own kind."""
+    picture = read_stories(held_out / "test.jsonl")[0].pages[0].picture
+    with SEEDStory(loud_bundle, threads=1) as reference, SEEDStory(loud_int8_cache, threads=1) as model:
+        readings = locate(reference, model, picture, TEXT)
+    assert {one.graph for one in readings} == {"vit", "qformer", "decoder"}
+    assert max(max(one.own, one.inherited) for one in readings) < 1e-5
+
+
 def test_the_first_is_named_and_its_heirs_are_not() -> None:
     good, worse, bad = (Reading("decoder", str(own), own, own) for own in (0.01, 0.2, 0.9))
     assert first_bad([good, worse, good, bad, good]) == bad

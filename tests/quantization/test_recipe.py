@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_a_decoder_is_rotated_only_on_demand(tmp_path: Path) -> None:
     assert not load_recipe(tmp_path / "mine.json").rotated
 
 
+def test_an_int8_cache_is_asked_for() -> None:
+    """And nothing else of int8 changes by it."""
+    plain, coded = load_recipe("int8"), load_recipe("int8-cache8")
+    assert (plain.cache, load_recipe("float32").cache, coded.cache) == ("float32", "float32", "int8")
+    assert (coded.graphs, coded.rotated) == (plain.graphs, plain.rotated)
+
+
+def test_own_file_that_extends(tmp_path: Path) -> None:
+    """What it says counts, and what it doesn't say is the other's."""
+    path, int8 = tmp_path / "mine.json", load_recipe("int8")
+    path.write_text(json.dumps({"extends": "int8", "name": "mine", "rotated": False}))
+    assert load_recipe(path) == replace(int8, name="mine", rotated=False)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -90,6 +105,12 @@ def test_a_decoder_is_rotated_only_on_demand(tmp_path: Path) -> None:
         lambda values: values["bounds"]["decoder_top1"].update(bound="much"),
         lambda values: values["bounds"]["decoder_perplexity_ratio"].pop("bound"),
         lambda values: values.update(rotated="yes"),
+        lambda values: values.update(cache="int4"),
+        lambda values: values.update(cache=None),
+        lambda values: values.update(extends="int4"),
+        lambda values: values.update(extends="int8-cache8"),
+        lambda values: values.update(extends="../recipes/int8"),
+        lambda values: values.update(extends=["int8"]),
     ],
 )
 def test_damaged_file(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:

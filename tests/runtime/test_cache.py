@@ -100,8 +100,8 @@ def test_slots_and_masks_by_brute_force(config: CacheConfig, schedule: list[tupl
         assert cache.position == len(told)
         for slot, token in enumerate(shelf.slots()):
             key, value = told[token] if token != EMPTY else (nothing, nothing)
-            np.testing.assert_array_equal(cache.keys[:, :, slot], key)
-            np.testing.assert_array_equal(cache.values[:, :, slot], value)
+            np.testing.assert_array_equal(cache.keys.floats[:, :, slot], key)
+            np.testing.assert_array_equal(cache.values.floats[:, :, slot], value)
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,7 +165,7 @@ def test_an_anchor_s_key_keeps_its_precision(position: int) -> None:
     cache.store(keys, keys, 12)
     for slot, token in ((2, 0), (3, 3), (4, 4)):
         assert cache.slot_positions[slot] == position + token
-        assert_close(cache.keys[1, 1, slot], rotated(token, slot), "same_maths")
+        assert_close(cache.keys.floats[1, 1, slot], rotated(token, slot), "same_maths")
 
 
 def test_the_slots_of_a_very_late_token() -> None:
@@ -185,7 +185,7 @@ def test_memory_is_the_caches_own_and_aligned() -> None:
     cache = SinkCache(llama, CacheConfig.tiny())
     memory = cache.memory()
     assert sorted(memory) == ["kv_cache_k_0", "kv_cache_k_1", "kv_cache_v_0", "kv_cache_v_1", "region"]
-    for kind, whole in (("k", cache.keys), ("v", cache.values)):
+    for kind, whole in (("k", cache.keys.floats), ("v", cache.values.floats)):
         for i in range(llama.num_layers):
             array = memory[f"kv_cache_{kind}_{i}"]
             assert array.ctypes.data == whole[i].ctypes.data
@@ -200,20 +200,20 @@ def test_memory_is_the_caches_own_and_aligned() -> None:
 def test_nothing_grows_and_reset_forgets() -> None:
     config = CacheConfig(12, 2)
     cache = SinkCache(LLAMA, config)
-    arrays = (cache.keys, cache.values, cache.region, cache.slot_positions)
+    arrays = (cache.keys.floats, cache.values.floats, cache.region, cache.slot_positions)
     before = [(array.ctypes.data, array.nbytes) for array in arrays]
     new = np.ones((LLAMA.num_layers, LLAMA.num_kv_heads, 8, LLAMA.head_dim), np.float32)
     for count in (8, 1, 7, 8, 8, 3, 5):
         cache.store(new, new, count)
-    after = (cache.keys, cache.values, cache.region, cache.slot_positions)
+    after = (cache.keys.floats, cache.values.floats, cache.region, cache.slot_positions)
     assert all(a is b for a, b in zip(arrays, after, strict=True))
     assert [(array.ctypes.data, array.nbytes) for array in after] == before
     assert cache.position == 40
     cache.reset()
     assert cache.position == 0
     assert (cache.slot_positions == EMPTY).all()
-    assert not cache.keys.any()
-    assert not cache.values.any()
+    assert not cache.keys.floats.any()
+    assert not cache.values.floats.any()
     fresh, used = graph_inputs(12, 4), graph_inputs(12, 4)
     SinkCache(LLAMA, config).fill(fresh, 3)
     cache.fill(used, 3)
@@ -279,5 +279,5 @@ def test_every_layer_can_be_read_in_place(slots: int) -> None:
     for memory in cache.memory().values():
         assert memory.ctypes.data % ALIGNMENT == 0
         assert memory.flags.c_contiguous
-    cache.keys[1] = 1  # what is written into the whole is what a layer reads, and only that layer
+    cache.keys.floats[1] = 1  # what is written into the whole is what a layer reads, and only that layer
     assert [cache.memory()[f"kv_cache_k_{layer}"].sum() for layer in range(3)] == [0, slots * 8, 0]

@@ -62,6 +62,7 @@ def test_description(paper: Path) -> None:
         "picture_end": 4,
         "picture_eviction": "oldest",
         "ring": 10,
+        "dtype": "float32",
         "bytes": 2 * 2 * 2 * 12 * 8 * 4,
     }
     assert set(found["graphs"]) == {"vit", "qformer", "decoder"}
@@ -76,8 +77,8 @@ def test_description(paper: Path) -> None:
 
 def test_text_form(paper: Path) -> None:
     text = render(describe(Bundle.open(paper)))
-    figures = ["12 slots = 2 sinks + a ring of 10", "decoder.kl: 0.01235", "3.0 kB", "LLaMA, 2 layers"]
-    names = ["paper", "all verified", "int8", "untrained", "prefill_4", "<|endoftext|>"]
+    figures = ["12 slots = 2 sinks + a ring of 10 (text-sink), float32, ", "decoder.kl: 0.01235", "3.0 kB"]
+    names = ["LLaMA, 2 layers", "paper", "all verified", "int8", "untrained", "prefill_4", "<|endoftext|>"]
     sources = ["tensorflow: 2.21.0", "decoder: Apache-2.0", "request    'Tell me a story.'"]
     for words in (*figures, *names, *sources):
         assert words in text
