@@ -55,6 +55,7 @@ def test_kinds_by_hand() -> None:
         ([0, 0, 0, 0, 0, 0.5], [0.4, 0.1, 0, 0, 0, 0, 0, 0], (2, 0, 1, 3)),  # the end alone, of all three pictures
         ([0.3, 0, 0, 0, 0.2, 0.5], [0, 0, 0, 0, 0, 0, 0, 0], (1, 1, 2, 3)),
         ([0.3, 0.3, 0.3, 0.31, 0.31, 0.31], [0.1] * 8, (8, 0, 4, 3)),  # a third picture rather than whole ones
+        ([0.0009] * 6, [0.1] * 8, (8, 0, 0, 0)),  # text of the same age gets more
     ],
 )
 def test_what_is_proposed(picture: list[float], sinks: list[float], expected: tuple[int, ...]) -> None:
@@ -64,6 +65,8 @@ def test_what_is_proposed(picture: list[float], sinks: list[float], expected: tu
 
 
 def test_the_exporter_takes_the_flags() -> None:
+    text_only = _cache(_parser().parse_args(propose(96, tally([0] * 6, [0.1] * 8))["flags"].split()))
+    assert (text_only.policy, text_only.sinks) == ("text-sink", 8)
     proposal = propose(96, tally([0.3, 0, 0, 0, 0.2, 0.5], [0.1, 0, 0, 0, 0, 0, 0, 0]))
     cache = _cache(_parser().parse_args(proposal["flags"].split()))
     made = (cache.slots, cache.sinks, cache.picture_begin, cache.picture_end, cache.pictures)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from seed_story.cache import EMPTY
 from seed_story.config import CacheConfig
 from seed_story.output import table
-from seed_story.policies import MULTIMODAL_SINK
+from seed_story.policies import MULTIMODAL_SINK, TEXT_SINK
 from seed_story.story import SEEDStory
 from training.data import IGNORE, Example, StoryRecord, check_pictures
 from training.evaluation.perplexity import Look, encoder_of, feed_rows, lay_out, looker
@@ -131,7 +131,7 @@ def propose(slots: int, tally: Tally) -> dict[str, Any]:
 
     That is what it displaces. As many text sinks as that pays for, at least one; then, in as many slots as
     `--policy multimodal-sink` takes, the first and last tokens of as many pictures (no more than a story has) as
-    together get most.
+    together get most; none, if no tokens of a picture are worth their slots.
 
     Returns:
         `sinks`, `picture_begin`, `picture_end`, `pictures`, and `flags`, which `python -m export` takes.
@@ -147,9 +147,12 @@ def propose(slots: int, tally: Tally) -> dict[str, Any]:
             caught = pictures * float(place[:begin].sum() + place[len(place) - end :].sum())
             if pictures and caught > gain:
                 best, gain = (begin, end, pictures), caught
-    begin, end, pictures = best
-    flags = f"--slots {slots} --sinks {sinks} --policy {MULTIMODAL_SINK} --pictures {pictures} "
-    flags += f"--picture-begin {begin} --picture-end {end}"
+    begin, end, pictures = best if gain > 0 else (0, 0, 0)
+    flags = f"--slots {slots} --sinks {sinks} --policy "
+    if pictures:
+        flags += f"{MULTIMODAL_SINK} --pictures {pictures} --picture-begin {begin} --picture-end {end}"
+    else:
+        flags += TEXT_SINK
     return {"sinks": sinks, "picture_begin": begin, "picture_end": end, "pictures": pictures, "flags": flags}
 
 
