@@ -83,7 +83,7 @@ def decoder_hessians(
     inputs: dict[str, Floats] = {
         "cos": np.zeros((size, 2, llama.head_dim), np.float32),
         "sin": np.zeros((size, 2, llama.head_dim), np.float32),
-        "mask": np.zeros((size, cache.config.slots + size), np.float32),
+        "mask": np.zeros((size, cache.columns + size), np.float32),
     }
     for rows in stories:
         cache.reset()

@@ -78,7 +78,13 @@ def gptq(weights: Floats, hessian: npt.NDArray[Any], grid: Grid) -> Floats:
 
     Returns:
         float32 `[outputs, inputs]`, every value a code of `grid` times its scale.
+
+    Raises:
+        ConfigError: the blocks don't fill the rows.
     """
+    if grid.block and weights.shape[1] % grid.block:
+        raise ConfigError("a recipe's blocks don't fill the rows of a matrix", got=f"{weights.shape[1]} inputs",
+                          expected=f"a multiple of {grid.block}", hint="Use int8, or another granularity.")  # fmt: skip
     rest, rounded = weights.astype(np.float32), np.empty_like(weights, np.float32)
     columns, block = weights.shape[1], grid.block or weights.shape[1]
     scales = grid.scales(weights, np.diag(hessian))

@@ -287,7 +287,7 @@ def test_logits_after_a_hundred_thousand_tokens(tiny_decoder: Tiny, open_decoder
     begins = range(7, 100_000, 300)
     story = Tale(tiny.embeddings(100_000), [range(begin, begin + size) for begin in begins])
     decoder, last = open_decoder(tiny, cache), range(99_700, 100_000)
-    feed_in(decoder, story, [*begins, last.start])
+    feed_in(decoder, story, [*(begin for begin in begins if begin < last.start), last.start])
     with np.errstate(invalid="ignore"):
         expected = logits_at(reference_of(tiny, cache, story), story.rows, last)
     decoder.cache.expect_picture(story.pictures[-1])

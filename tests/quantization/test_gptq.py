@@ -89,6 +89,12 @@ def test_zeros_stay_zeros() -> None:
     assert np.isfinite(gptq(weights, np.zeros_like(hessian), Grid(8))).all()  # inputs that never came
 
 
+def test_blocks_must_fill_the_rows() -> None:
+    weights, hessian = material(inputs=48)
+    with pytest.raises(ConfigError, match="48 inputs"):
+        gptq(weights, hessian, Grid(4, 32))
+
+
 def entry(regex: str, algorithm: str = "GPTQ", **weights: Any) -> dict[str, Any]:
     config = {"num_bits": 4, "symmetric": True, "granularity": "BLOCKWISE_32", "dtype": "INT", **weights}
     return {"regex": regex, "operation": "FULLY_CONNECTED", "algorithm_key": algorithm,

@@ -107,7 +107,7 @@ def test_own_file_that_extends(tmp_path: Path) -> None:
         lambda values: values.update(rotated="yes"),
         lambda values: values.update(cache="int4"),
         lambda values: values.update(cache=None),
-        lambda values: values.update(extends="int4"),
+        lambda values: values.update(extends="int5"),
         lambda values: values.update(extends="int8-cache8"),
         lambda values: values.update(extends="../recipes/int8"),
         lambda values: values.update(extends=["int8"]),
