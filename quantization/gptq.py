@@ -85,26 +85,27 @@ def gptq(weights: Floats, hessian: npt.NDArray[Any], grid: Grid) -> Floats:
     if grid.block and weights.shape[1] % grid.block:
         raise ConfigError("a recipe's blocks don't fill the rows of a matrix", got=f"{weights.shape[1]} inputs",
                           expected=f"a multiple of {grid.block}", hint="Use int8, or another granularity.")  # fmt: skip
-    rest, rounded = weights.astype(np.float32), np.empty_like(weights, np.float32)
+    # Transposed, so that a column is contiguous.
+    rest, rounded = np.ascontiguousarray(weights.T, np.float32), np.empty(weights.T.shape, np.float32)
     columns, block = weights.shape[1], grid.block or weights.shape[1]
-    scales = grid.scales(weights, np.diag(hessian))
+    scales = np.ascontiguousarray(grid.scales(weights, np.diag(hessian)).T)  # [groups, outputs]
     starts = np.arange(0, columns, block)
     largest = np.abs(weights).reshape(len(weights), -1, block).argmax(-1) + starts  # [outputs, groups]
     factor = _inverse_factor(hessian)
     for begin in range(0, columns, _LAZY):
         end = min(begin + _LAZY, columns)
-        part, errors = rest[:, begin:end], np.empty((len(weights), end - begin), np.float32)
+        errors = np.empty((end - begin, len(weights)), np.float32)
         for column in range(begin, end):
-            scale, value = scales[:, column // block], part[:, column - begin]
+            scale, value = scales[column // block], rest[column]
             codes = np.clip(np.round(value / scale), -grid.top, grid.top)
             keep = largest[:, column // block] == column
             codes = np.where(keep, np.sign(weights[:, column]) * grid.top, codes)
-            rounded[:, column] = codes * scale
-            error = (value - rounded[:, column]) / factor[column, column]
-            part[:, column - begin + 1 :] -= np.outer(error, factor[column, column + 1 : end])
-            errors[:, column - begin] = error
-        rest[:, end:] -= errors @ factor[begin:end, end:]
-    return rounded
+            rounded[column] = codes * scale
+            error = (value - rounded[column]) / factor[column, column]
+            rest[column + 1 : end] -= np.outer(factor[column, column + 1 : end], error)
+            errors[column - begin] = error
+        rest[end:] -= factor[begin:end, end:].T @ errors
+    return np.ascontiguousarray(rounded.T)
 
 
 def _inverse_factor(hessian: npt.NDArray[Any]) -> Floats:
