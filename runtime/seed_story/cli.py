@@ -17,7 +17,7 @@ DEFAULT_PROMPT = "Once upon a time,"
 
 # Fields of SamplingConfig: type and meaning; a test holds the defaults in these texts to the real ones.
 _SAMPLING: tuple[tuple[str, type[int] | type[float], str], ...] = (
-    ("temperature", float, "divides the scores; 0 takes the best token always (default 0.7)"),
+    ("temperature", float, "divides the scores; 0 takes the best token always (default 0.4)"),
     ("top_k", int, "choose among the K best tokens; 0 for all (default 0)"),
     ("top_p", float, "choose among the best tokens that make up this probability (default 1.0)"),
     ("min_p", float, "leave out tokens less than this fraction as probable as the best (default 0.05)"),

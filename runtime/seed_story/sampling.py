@@ -42,7 +42,7 @@ class SamplingConfig:
         UsageError: a value out of range.
     """
 
-    temperature: float = 0.7
+    temperature: float = 0.4
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.05
