@@ -11,47 +11,30 @@ import numpy.typing as npt
 from keras import ops
 
 from model.story_source import StorySource
-from quantization.calibration import calibration_stories
+from quantization.calibration import Floats, Ids, calibration_rows
 from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
 from seed_story.config import LlamaConfig
 from seed_story.contract import prefill_name
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
-from training.data import StoryEncoder, StoryRecord
-
-Floats = npt.NDArray[np.float32]
 
 TOKENS = 4096
 """That the Hessians are summed over, pictures' embeddings included."""
 
 
 def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> Iterator[Floats]:
-    """Stories as the decoder is fed them, float32 `[tokens, hidden]` each, `TOKENS` together at most.
+    """Stories of a calibration folder as the decoder is fed them, by the Keras model; see `calibration_rows`."""
+    model = source.model
 
-    Args:
-        folder: as `quantization.calibration.calibration_stories` has it.
+    def embed(ids: Ids) -> Floats:
+        return np.array(ops.convert_to_numpy(model.llama.embed(ids[None]))[0], np.float32)
 
-    Raises:
-        UsageError, PictureError: the folder or a picture can't be read.
-    """
-    encoder, left = StoryEncoder(tokenizer, source.prompt, source.model.config.qformer.num_queries), TOKENS
-    for story in calibration_stories(folder):
-        rows = _rows(source, encoder, story)[:left]
-        left -= len(rows)
-        yield rows
-        if not left:
-            return
+    def look(picture: Path) -> Floats:
+        pixels = load_and_preprocess_image(picture, model.config.vision.image_size)
+        return np.asarray(ops.convert_to_numpy(model.qformer(model.vision(pixels)))[0], np.float32)
 
-
-def _rows(source: StorySource, encoder: StoryEncoder, story: StoryRecord) -> Floats:
-    model, example = source.model, encoder.encode(story, ends=False)
-    places = example.ids < 0
-    rows = np.array(ops.convert_to_numpy(model.llama.embed(np.where(places, 0, example.ids)[None]))[0], np.float32)
-    pixels = [load_and_preprocess_image(picture, model.config.vision.image_size) for picture in example.pictures]
-    if pixels:
-        rows[places] = np.concatenate([ops.convert_to_numpy(model.qformer(model.vision(one)))[0] for one in pixels])
-    return rows
+    return calibration_rows(folder, tokenizer, source.prompt, model.config.qformer.num_queries, embed, look, TOKENS)
 
 
 def decoder_hessians(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from seed_story.bundle import Prompt
 from seed_story.errors import UsageError
 from seed_story.image import load_and_preprocess_image
-from training.data import StoryRecord, check_pictures, read_stories
+from seed_story.tokenizer import StoryTokenizer
+from training.data import StoryEncoder, StoryRecord, check_pictures, read_stories
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 
 STORIES = "stories.jsonl"
 
@@ -34,7 +40,39 @@ def calibration_stories(folder: Path) -> list[StoryRecord]:
     return stories
 
 
-def calibration_pictures(folder: Path, size: int) -> list[npt.NDArray[np.float32]]:
+def calibration_rows(
+    folder: Path,
+    tokenizer: StoryTokenizer,
+    prompt: Prompt,
+    queries: int,
+    embed: Callable[[Ids], Floats],
+    look: Callable[[Path], Floats],
+    tokens: int,
+) -> Iterator[Floats]:
+    """The stories as a decoder is fed them, float32 `[t, hidden]` each, `tokens` rows together at most.
+
+    Args:
+        queries: embeddings of a picture.
+        embed: ids `[t]` to embeddings `[t, hidden]`.
+        look: a picture's file to its embeddings `[queries, hidden]`.
+
+    Raises:
+        UsageError, PictureError: as `calibration_stories`; or a picture can't be read.
+    """
+    encoder = StoryEncoder(tokenizer, prompt, queries)
+    for story in calibration_stories(folder):
+        example = encoder.encode(story, ends=False)
+        places = example.ids < 0
+        rows = embed(np.where(places, 0, example.ids))
+        if places.any():
+            rows[places] = np.concatenate([look(picture) for picture in example.pictures])
+        yield rows[:tokens]
+        tokens -= len(rows)
+        if tokens <= 0:
+            return
+
+
+def calibration_pictures(folder: Path, size: int) -> list[Floats]:
     """The pictures of a folder's stories, each once, float32 `[1, size, size, 3]` in 0..1.
 
     Raises:

@@ -423,7 +423,7 @@ def test_interrupt_in_process_gives_whole_json(
     from seed_story.story import Story
 
     def one_piece(self: Story, *, max_tokens: int) -> Sequence[str]:
-        self.told = " told"
+        self._told += b" told"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Story, "tell", one_piece)
