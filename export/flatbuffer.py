@@ -8,8 +8,9 @@ several signatures use is stored once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -20,6 +21,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from seed_story.errors import ExportError
 
 _ALIGNMENT = 64
+_EMBEDDINGS = b"embeddings"
 _UNSET = 1  # a placeholder that makes the packer write the field, to be overwritten in place
 
 
@@ -43,6 +45,7 @@ def fill_skeleton(
     buffers = _make_constants(model, shapes)
     _use_embedding_lookup(model)
     _use_dequantize(model)
+    _read_cache_late(model)
     _name_products(model, set(buffers.values()))
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -139,3 +142,40 @@ def _use_dequantize(model: schema.ModelT) -> None:
             op.opcodeIndex = codes.index(dequantize)
             op.builtinOptionsType, op.builtinOptions = schema.BuiltinOptions.NONE, None
             source.quantization = schema.QuantizationParametersT(scale=[1.0], zeroPoint=[0])
+
+
+def _read_cache_late(model: schema.ModelT) -> None:
+    """Moves what doesn't depend on a step's embeddings to where it is first used.
+
+    The converter puts it at the beginning: every layer's keys and values of an int8 cache would be floats at once.
+    """
+    for signature in model.signatureDefs:
+        graph = model.subgraphs[signature.subgraphIndex]
+        given = [entry.tensorIndex for entry in signature.inputs if entry.name == _EMBEDDINGS]
+        if not given or all(graph.tensors[i].type != schema.TensorType.INT8 for i in graph.inputs):
+            continue
+        makers, follows = dict[int, int](), set(given)
+        for number, op in enumerate(graph.operators):
+            makers |= dict.fromkeys(map(int, op.outputs), number)
+            if follows.intersection(map(int, op.inputs)):
+                follows.update(map(int, op.outputs))
+        graph.operators = _late(graph.operators, makers, follows)
+
+
+def _late(operators: Sequence[Any], makers: Mapping[int, int], follows: set[int]) -> list[Any]:
+    """The operators, those that make none of the tensors in `follows` as late as they can be."""
+    ordered: list[Any] = []
+    placed: set[int] = set()
+
+    def place(number: int) -> None:
+        for tensor in map(int, operators[number].inputs):
+            if tensor in makers and makers[tensor] not in placed:
+                place(makers[tensor])
+        placed.add(number)
+        ordered.append(operators[number])
+
+    late = [number for number, op in enumerate(operators) if follows.isdisjoint(map(int, op.outputs))]
+    for number in [*(n for n in range(len(operators)) if n not in set(late)), *late]:
+        if number not in placed:
+            place(number)
+    return ordered

@@ -79,11 +79,12 @@ class Panel:
         return low - room, high + room
 
     def extent(self) -> tuple[float, float]:
-        """The x axis: from the first point to the last, a little more where points stand aside; around the only one."""
+        """The x axis: from the first point to the last, a little more where points stand aside or have labels; around the only one."""
         low, high = float(self.x.min()), float(self.x.max())
         if low == high:
             return low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2
-        more = _MARGIN * (high - low) if any(dots.spans is not None for dots in self.series) else 0.0
+        roomy = bool(self.labels) or any(dots.spans is not None for dots in self.series)
+        more = _MARGIN * (high - low) if roomy else 0.0
         return low - more, high + more
 
 

@@ -194,3 +194,6 @@ def test_the_engine_dequantizes(int8_decoder: Tiny) -> None:
         assert "CAST" not in found
         expected = 0 if signature.signatureKey == b"embed" else 2 * tiny.config.num_layers
         assert found.count("DEQUANTIZE") == expected
+        if expected:  # the last layer's rows are read after the first layer is computed, not before
+            places = [at for at, name in enumerate(found) if name == "DEQUANTIZE"]
+            assert found.index("FULLY_CONNECTED") < places[0] < found.index("SOFTMAX") < places[-1]
