@@ -79,7 +79,7 @@ class Panel:
         return low - room, high + room
 
     def extent(self) -> tuple[float, float]:
-        """The x axis: from the first point to the last, a little more where points stand aside or have labels; around the only one."""
+        """The x axis: from the first point to the last, a little more for intervals and labels; around the only one."""
         low, high = float(self.x.min()), float(self.x.max())
         if low == high:
             return low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2

@@ -56,8 +56,9 @@ def test_points_stand_where_their_values_are() -> None:
 
 
 def test_labels_stand_beside_their_points() -> None:
-    image, panel = drawn([0, 1, 2, 3, 4])
-    named = Image.new("RGB", (BOX[2], BOX[3]), PAPER)
+    _, panel = drawn([0, 1, 2, 3, 4])
+    image, named = (Image.new("RGB", (BOX[2], BOX[3]), PAPER) for _ in range(2))
+    draw_panel(image, BOX, replace(panel, labels=[" "] * 5))  # there is room for labels where there are any
     draw_panel(named, BOX, replace(panel, labels=["a", "b", "c", "d", "e"]))
     changed = np.argwhere((np.asarray(image) != np.asarray(named)).any(axis=-1))
     assert changed[changed[:, 1] < 200][:, 0].mean() > changed[changed[:, 1] > 850][:, 0].mean() + 100
