@@ -37,8 +37,8 @@ EMPTY = -1
 """The position of a slot that holds nothing yet."""
 
 ATTENTION_EVERY = 16
-"""One token of so many is asked what it looks at: several answers a page, for about 0.1 % of a token's time (the step
-that answers costs 1.3 % more, and the host 0.08 ms)."""
+"""One token of so many is asked what it looks at: several answers a page, for some 0.3 % of a token's time
+(`benchmarks/cache.py`)."""
 
 ATTENTION_HALF_LIFE = 256
 """Tokens after which an answer counts half: about three pages, so that a page without a picture doesn't cost it its
