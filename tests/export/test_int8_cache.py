@@ -194,6 +194,9 @@ def test_the_engine_dequantizes(int8_decoder: Tiny) -> None:
         assert "CAST" not in found
         expected = 0 if signature.signatureKey == b"embed" else 2 * tiny.config.num_layers
         assert found.count("DEQUANTIZE") == expected
+        made = {int(op.outputs[0]) for op, name in zip(graph.operators, found, strict=True) if name == "DEQUANTIZE"}
+        products = [op for op, name in zip(graph.operators, found, strict=True) if name == "BATCH_MATMUL"]
+        assert not any(made & set(map(int, op.inputs)) for op in products), "the engine would keep copies"
         if expected:  # the last layer's rows are read after the first layer is computed, not before
             places = [at for at, name in enumerate(found) if name == "DEQUANTIZE"]
             assert found.index("FULLY_CONNECTED") < places[0] < found.index("SOFTMAX") < places[-1]
