@@ -6,7 +6,6 @@ import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,7 @@ def _write_decoder(
 
 def _samples(model: StoryModel, folder: Path) -> dict[str, Callable[[], Samples]]:
     """What the picture graphs are calibrated with: pictures, and the features that the float ViT sees in them."""
-    pictures = cache(lambda: calibration_pictures(folder, model.config.vision.image_size))
+    pictures = functools.cache(lambda: calibration_pictures(folder, model.config.vision.image_size))
     return {
         VIT: lambda: {ENCODE: [{"image": pixels} for pixels in pictures()]},
         QFORMER: lambda: {

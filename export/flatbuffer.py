@@ -8,7 +8,7 @@ several signatures use is stored once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ import flatbuffers
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.tools import flatbuffer_utils
 
+from quantization.model_file import write_model
 from seed_story.errors import ExportError
 
-_ALIGNMENT = 64
 _EMBEDDINGS = b"embeddings"
 _UNSET = 1  # a placeholder that makes the packer write the field, to be overwritten in place
 
@@ -47,24 +46,19 @@ def fill_skeleton(
     _use_dequantize(model)
     _read_cache_late(model)
     _name_products(model, set(buffers.values()))
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    head = bytearray(builder.Output())
-    packed = schema.Model.GetRootAs(head, 0)
-    position = len(head)
-    with path.open("wb") as file:
-        file.write(head)
-        for name, buffer in buffers.items():
-            weight = np.ascontiguousarray(make(name), np.float32)
-            if weight.shape != shapes[name]:
-                raise ExportError(f"the weight {name} has another shape", got=weight.shape, expected=shapes[name])
-            file.write(b"\0" * (-position % _ALIGNMENT))
-            position += -position % _ALIGNMENT
-            flatbuffer_utils.update_packed_buffer(packed.Buffers(buffer), offset=position, size=weight.nbytes)
-            file.write(weight.data)
-            position += weight.nbytes
-        file.seek(0)
-        file.write(head)
+    write_model(path, model, flatbuffers.Builder(1 << 20), _contents(buffers, shapes, make))
+
+
+def _contents(
+    buffers: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    make: Callable[[str], npt.NDArray[np.float32]],
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    for name, buffer in buffers.items():
+        weight = np.ascontiguousarray(make(name), np.float32)
+        if weight.shape != shapes[name]:
+            raise ExportError(f"the weight {name} has another shape", got=weight.shape, expected=shapes[name])
+        yield buffer, weight
 
 
 def _make_constants(model: schema.ModelT, names: Collection[str]) -> dict[str, int]:
@@ -174,8 +168,8 @@ def _late(operators: Sequence[Any], makers: Mapping[int, int], follows: set[int]
         placed.add(number)
         ordered.append(operators[number])
 
-    late = [number for number, op in enumerate(operators) if follows.isdisjoint(map(int, op.outputs))]
-    for number in [*(n for n in range(len(operators)) if n not in set(late)), *late]:
+    late = {number for number, op in enumerate(operators) if follows.isdisjoint(map(int, op.outputs))}
+    for number in sorted(range(len(operators)), key=late.__contains__):  # what follows first, all in order
         if number not in placed:
             place(number)
     return ordered

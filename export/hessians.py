@@ -12,6 +12,7 @@ from keras import ops
 
 from model.story_source import StorySource
 from quantization.calibration import Floats, Ids, calibration_rows
+from quantization.locate import chunk_inputs
 from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
 from seed_story.config import LlamaConfig
@@ -63,18 +64,11 @@ def decoder_hessians(
     recorder = raw.with_name("recorder.tflite")
     opened.write(recorder)
     run, sums = Runner(recorder, threads), dict[str, npt.NDArray[Any]]()
-    inputs: dict[str, Floats] = {
-        "cos": np.zeros((size, 2, llama.head_dim), np.float32),
-        "sin": np.zeros((size, 2, llama.head_dim), np.float32),
-        "mask": np.zeros((size, cache.columns + size), np.float32),
-    }
     for rows in stories:
         cache.reset()
         while len(rows):
             chunk, rows = np.split(rows, [min(size, cache.max_chunk)])
-            embeddings = np.concatenate([np.zeros((size - len(chunk), llama.hidden_size), np.float32), chunk])
-            cache.fill(inputs, len(chunk))
-            found = run({**cache.memory(), **inputs, "embeddings": embeddings})
+            found = run(chunk_inputs(cache, llama, chunk, size))
             cache.store(found["k"], found["v"], len(chunk))
             for name, output in outputs.items():
                 x = found[output].reshape(size, -1)[-len(chunk) :]

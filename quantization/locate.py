@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from quantization.surgery import OpenGraph, Runner
 from seed_story.bundle import graph_file
+from seed_story.cache import SinkCache
+from seed_story.config import LlamaConfig
 from seed_story.contract import DECODER, ENCODE, GRAPHS, PROJECT, QFORMER, VIT, prefill_name
 from seed_story.errors import UsageError
 from seed_story.image import load_and_preprocess_image
@@ -100,15 +102,18 @@ def graph_inputs(
 
 def step_inputs(model: SEEDStory, ids: Sequence[int], size: int) -> Inputs:
     """What `prefill_N` is given for the first tokens of a story, at most N."""
-    manifest, cache = model.bundle.manifest, model.decoder.cache
-    llama = manifest.story.llama
     model.begin()
+    return chunk_inputs(model.decoder.cache, model.bundle.manifest.story.llama, model.decoder.embed(ids), size)
+
+
+def chunk_inputs(cache: SinkCache, llama: LlamaConfig, rows: npt.NDArray[np.float32], size: int) -> Inputs:
+    """What `prefill_N` is given for the next embeddings `[n, hidden]`, n at most N, after what the cache holds."""
     inputs: Inputs = {name: values.copy() for name, values in cache.memory().items()}
     inputs["embeddings"] = np.zeros((size, llama.hidden_size), np.float32)
-    inputs["embeddings"][-len(ids) :] = model.decoder.embed(ids)
+    inputs["embeddings"][-len(rows) :] = rows
     inputs["cos"], inputs["sin"] = np.zeros((2, size, 2, llama.head_dim), np.float32)
     inputs["mask"] = np.zeros((size, cache.columns + size), np.float32)
-    cache.fill(inputs, len(ids))
+    cache.fill(inputs, len(rows))
     return inputs
 
 

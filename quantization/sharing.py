@@ -13,9 +13,8 @@ import flatbuffers
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.tools import flatbuffer_utils
 
-_ALIGNMENT = 64
+from quantization.model_file import write_model
 
 
 class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
@@ -34,19 +33,8 @@ def share_vectors(path: Path) -> None:
     """Writes a file anew, the same graph with less in it."""
     old = np.memmap(path, np.uint8, "r")
     model = schema.ModelT.InitFromPackedBuf(old, 0)
-    builder = _SharingBuilder()
-    builder.Finish(model.Pack(builder), b"TFL3")
-    head = bytearray(builder.Output())
-    packed, part, position = schema.Model.GetRootAs(head, 0), path.with_suffix(".part"), len(head)
-    with part.open("wb") as file:
-        file.write(head)
-        for number, buffer in enumerate(model.buffers):
-            if buffer.offset > 1:  # its contents lie behind the flatbuffer
-                file.write(b"\0" * (-position % _ALIGNMENT))
-                position += -position % _ALIGNMENT
-                flatbuffer_utils.update_packed_buffer(packed.Buffers(number), offset=position)
-                file.write(old[buffer.offset : buffer.offset + buffer.size].data)
-                position += buffer.size
-        file.seek(0)
-        file.write(head)
+    part = path.with_suffix(".part")
+    behind = ((number, buffer.offset, buffer.size) for number, buffer in enumerate(model.buffers) if buffer.offset > 1)
+    contents = ((number, old[offset : offset + size]) for number, offset, size in behind)
+    write_model(part, model, _SharingBuilder(), contents)
     part.replace(path)
