@@ -18,8 +18,9 @@ rotated at their slots' indices. Scores depend on differences of positions only,
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,12 @@ MASS_DECAY = 0.5 ** (ATTENTION_EVERY / ATTENTION_HALF_LIFE)
 """What a picture's mass is multiplied by at each answer."""
 
 Positions = npt.NDArray[np.int64]
+
+
+@functools.lru_cache(maxsize=4)
+def _causal(count: int) -> npt.NDArray[np.float32]:
+    """What the mask says of a chunk's own tokens, `[count, count]`: each sees itself and those before it."""
+    return np.where(np.tri(count, dtype=np.bool_), 0, MASKED).astype(np.float32)
 
 
 @dataclass
@@ -176,10 +183,14 @@ class SinkCache:
         first = 0 if self.sink_rows is None else self.config.slots
         return slice(first, first + self.config.kept)
 
-    def slots_of(self, positions: Positions) -> Positions:
-        """Where new tokens go: absolute positions `[n]` to slots `[n]`."""
-        sinks, kept = self.config.sinks, self.config.kept
-        return np.where(positions < sinks, positions, kept + (positions - sinks) % self.config.ring)
+    def slot_of(self, position: int) -> int:
+        """Where the token at this absolute position goes."""
+        sinks = self.config.sinks
+        return position if position < sinks else self.config.kept + (position - sinks) % self.config.ring
+
+    def slots_of(self, positions: Iterable[int]) -> Positions:
+        """Where tokens go: absolute positions to slots `[n]`."""
+        return np.array([self.slot_of(position) for position in positions], np.int64)
 
     def expect_picture(self, positions: range) -> None:
         """Says that tokens to come are a picture's, the two tokens around it included.
@@ -210,43 +221,42 @@ class SinkCache:
         Raises:
             UsageError: more tokens than `max_chunk` or N, or none.
         """
-        size, columns = len(inputs["cos"]), self.columns
+        size, columns, config = len(inputs["cos"]), self.columns, self.config
         if not 1 <= count <= min(size, self.max_chunk):
             raise UsageError("a chunk has no such size", got=count, expected=f"1 to {min(size, self.max_chunk)}")
-        rows, positions = slice(size - count, None), self.position + np.arange(count)
-        oldest = np.maximum(positions - self.config.ring + 1, self.tail)  # that each of them sees in the ring
+        rows, positions = slice(size - count, None), range(self.position, self.position + count)
+        oldest = [max(position - config.ring + 1, self.tail) for position in positions]  # that each sees in the ring
         self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
         mask.fill(MASKED)
-        mask[rows, :columns][self._visible(oldest)] = 0
-        mask[rows, columns + size - count :][np.tri(count, dtype=np.bool_)] = 0
+        ring, kept = slice(config.kept, config.slots), self._kept_columns
+        np.multiply(self.slot_positions[ring] < np.array(oldest)[:, None], MASKED, out=mask[rows, ring])
+        np.multiply(self.slot_positions[: config.kept] == EMPTY, MASKED, out=mask[rows, kept])
+        mask[rows, columns + size - count :] = _causal(count)
 
-    def _fill_rotations(self, cos: Array, sin: Array, positions: Positions, oldest: Positions) -> None:
+    def _fill_rotations(self, cos: Array, sin: Array, positions: Sequence[int], oldest: Sequence[int]) -> None:
         kept = self.config.sinks + len(self._kept) * self.config.picture_anchors
-        inside = kept + positions - oldest
-        angles = np.stack([positions, inside], axis=1)[..., None] * self._frequencies  # [n, 2, head_dim / 2]
-        half = angles.shape[-1]
-        cos[..., :half] = cos[..., half:] = np.cos(angles)
-        sin[..., half:] = np.sin(angles)
-        np.negative(sin[..., half:], out=sin[..., :half])
-
-    def _visible(self, oldest: Positions) -> npt.NDArray[np.bool_]:
-        """What tokens see, `[n, columns]`, if `oldest` `[n]` are the first positions they see in the ring."""
-        visible, kept = np.zeros((len(oldest), self.columns), np.bool_), self.config.kept
-        visible[:, kept : self.config.slots] = self.slot_positions[kept:] >= oldest[:, None]
-        visible[:, self._kept_columns] = self.slot_positions[:kept] != EMPTY
-        return visible
+        places = [(p, kept + p - first) for p, first in zip(positions, oldest, strict=True)]  # absolute, in the cache
+        angles = np.array(places, np.float64)[..., None] * self._frequencies  # [n, 2, head_dim / 2]
+        halves = (len(places), 2, 2, -1)
+        cos.reshape(halves)[:] = np.cos(angles)[:, :, None]
+        both = sin.reshape(halves)
+        np.sin(angles, out=both[:, :, 1], casting="same_kind")
+        np.negative(both[:, :, 1], out=both[:, :, 0])
 
     def store(self, keys: Array, values: Array, count: int) -> None:
         """Puts the last `count` of a graph's new keys and values, `[layers, kv_heads, N, head_dim]`, in their slots."""
-        positions = self.position + np.arange(count)
-        slots = self.slots_of(positions)
-        for rows, new in ((self.keys, keys), (self.values, values)):
-            if count == 1:
-                rows.put(slots[0], new[:, :, -1])
-            else:
-                rows.write(slots, new[:, :, -count:])
-        self.slot_positions[slots] = positions
+        if count == 1:
+            slot = self.slot_of(self.position)
+            self.keys.put(slot, keys[:, :, -1])
+            self.values.put(slot, values[:, :, -1])
+            self.slot_positions[slot] = self.position
+        else:
+            positions = range(self.position, self.position + count)
+            slots = self.slots_of(positions)
+            self.keys.write(slots, keys[:, :, -count:])
+            self.values.write(slots, values[:, :, -count:])
+            self.slot_positions[slots] = positions
         self.position += count
         if self._pictures and self._pictures[0].tokens.start + self.config.ring == self.position:
             self._evict(self._pictures.popleft())
@@ -284,7 +294,7 @@ class SinkCache:
     def _anchors(self, picture: _Shown) -> Positions:
         """The positions of its first and last tokens."""
         tokens, config = picture.tokens, self.config
-        return np.array([*tokens[: config.picture_begin], *tokens[len(tokens) - config.picture_end :]])
+        return np.array([*tokens[: config.picture_begin], *tokens[len(tokens) - config.picture_end :]], np.int64)
 
     def _evict(self, picture: _Shown) -> None:
         """A picture leaves the ring; its anchors are promoted if the policy has a place for them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -99,7 +98,8 @@ class Sampler:
             raise UsageError("every token is suppressed", got=vocab_size, expected="at least one token to choose")
         self._suppressed = np.array(suppressed, np.int64)
         penalised = config.repetition_penalty != 1 and config.repetition_window > 0
-        self._recent: deque[int] = deque(maxlen=config.repetition_window if penalised else 0)
+        self._window = np.zeros(config.repetition_window if penalised else 0, np.int64)  # a ring of accepted ids
+        self._accepted = 0
         self._ngrams = NgramMemory(config.no_repeat_ngram)
         self._scores = np.empty(vocab_size, np.float32)
         self._weights = np.empty(vocab_size, np.float32)
@@ -114,7 +114,7 @@ class Sampler:
             UsageError: an id beyond the vocabulary.
         """
         token_id = self._checked(token_id)
-        self._recent.append(token_id)
+        self._remember(token_id)
         self._ngrams.accept(token_id)
 
     def sample(self, logits: NDArray[np.floating[Any]]) -> int:
@@ -129,13 +129,15 @@ class Sampler:
         with np.errstate(over="ignore", under="ignore", divide="ignore"):  # extreme logits become 0 or infinity
             scores = self._penalised(logits)
             best = int(scores.argmax())  # the lowest id among equals
+            if scores[best] == -np.inf:
+                raise BackendError("no token can be chosen", got=-np.inf, expected="finite logits")
             if self.config.temperature == 0:
                 return best
             ids, weights = self._filtered(scores, float(scores[best]))
-        ends = np.cumsum(weights, dtype=np.float64)
+        ends = weights.cumsum(dtype=np.float64)
+        total = float(ends[-1])
         # The draw stays below the total, so that it always falls on a token of positive weight.
-        draw = min(self._generator.random() * ends[-1], np.nextafter(ends[-1], 0))
-        place = int(np.searchsorted(ends, draw, side="right"))
+        place = int(ends.searchsorted(min(self._generator.random() * total, math.nextafter(total, 0)), side="right"))
         return place if ids is None else int(ids[place])
 
     def reseed(self, seed: int) -> None:
@@ -155,7 +157,7 @@ class Sampler:
             "vocab_size": self.vocab_size,
             "suppressed_ids": self._suppressed.tolist(),
             "generator": {"state": words, "has_uint32": inner["has_uint32"], "uinteger": inner["uinteger"]},
-            "recent": list(self._recent),
+            "recent": np.roll(self._recent, -(self._accepted % max(len(self._recent), 1))).tolist(),
             "ngram_history": list(self._ngrams.history),
         }
 
@@ -172,13 +174,24 @@ class Sampler:
             made._generator.bit_generator.state = {
                 **state["generator"], "bit_generator": "PCG64", "state": words,
             }  # fmt: skip
-            made._recent.extend(made._checked(id_) for id_ in state["recent"])
+            for id_ in state["recent"]:
+                made._remember(made._checked(id_))
             for id_ in state["ngram_history"]:
                 made._ngrams.accept(made._checked(id_))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = "the sampler's state is damaged"
             raise UsageError(what, got=repr(error), expected="what Sampler.state() gave") from error
         return made
+
+    @property
+    def _recent(self) -> NDArray[np.int64]:
+        """The ids that the penalty concerns, in no order."""
+        return self._window[: self._accepted]
+
+    def _remember(self, token_id: int) -> None:
+        if self._window.size:
+            self._window[self._accepted % self._window.size] = token_id
+            self._accepted += 1
 
     def _checked(self, token_id: int) -> int:
         token_id = operator.index(token_id)
@@ -193,13 +206,13 @@ class Sampler:
             raise BackendError("the logits have another shape", got=list(logits.shape), expected=[self.vocab_size])
         scores = self._scores
         np.copyto(scores, logits, casting="same_kind")
-        if not scores.max() < np.inf:  # NaN is not below anything
+        if not scores[scores.argmax()] < np.inf:  # to argmax NaN is the greatest, and it is not below anything
             got = "NaN" if np.isnan(scores).any() else "+infinity"
             hint = "The graph overflowed or its weights are damaged: verify the bundle."
             raise BackendError("the logits are no numbers", got=got, expected="finite logits", hint=hint)
         scores[self._suppressed] = -np.inf
-        if self._recent:
-            recent = np.fromiter(self._recent, np.int64, len(self._recent))
+        recent = self._recent
+        if recent.size:
             penalty, values = np.float32(self.config.repetition_penalty), scores[recent]
             scores[recent] = np.where(values < 0, values * penalty, values / penalty)
         banned = self._ngrams.banned()
@@ -209,8 +222,6 @@ class Sampler:
             scores[places] = -np.inf
             if scores.max() == -np.inf:  # a repetition is better than nothing
                 scores[places] = before
-        if not np.isfinite(scores.max()):
-            raise BackendError("no token can be chosen", got=scores.max(), expected="finite logits")
         return scores
 
     def _filtered(
@@ -226,7 +237,7 @@ class Sampler:
         if floor == -math.inf:
             weights = np.subtract(scores, np.float32(best), out=self._weights)
         else:
-            ids = np.flatnonzero(np.greater_equal(scores, np.float32(floor), out=self._mask))
+            ids = np.greater_equal(scores, np.float32(floor), out=self._mask).nonzero()[0]
             weights = scores[ids] - np.float32(best)
         np.divide(weights, np.float32(temperature), out=weights)
         np.exp(weights, out=weights)
