@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from seed_story.checked import checked_sha256
 from seed_story.config import CACHE_DTYPES, FLOAT32, CacheConfig, StoryConfig
 from seed_story.contract import GRAPHS, SCHEMA_VERSION, Signature, signatures
 from seed_story.errors import BundleError, ConfigError
@@ -200,12 +201,13 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | None = None) -> Self:
+    def open(cls, path: str | os.PathLike[str] | None = None, *, afresh: bool = False) -> Self:
         """Opens a bundle and checks every file's size and sha256.
 
         Args:
             path: its folder; by default `$SEED_STORY_BUNDLE`, else `build/story` here, else the one in the
                 user's cache folder.
+            afresh: hash every file, those too that were hashed before and that nobody has touched since.
 
         Raises:
             BundleError: there is none, it is damaged, or it is of another version.
@@ -223,14 +225,14 @@ class Bundle:
             raise BundleError(f"{folder / MANIFEST} is damaged", got=type(values).__name__, expected="an object")
         bundle = cls(folder, Manifest.from_dict(values))
         for name in bundle.manifest.files:
-            bundle._verify(name)
+            bundle._verify(name, file_sha256 if afresh else checked_sha256)
         return bundle
 
     def file(self, name: str) -> Path:
         """The path of one of the manifest's files."""
         return self.path / name
 
-    def _verify(self, name: str) -> None:
+    def _verify(self, name: str, sha256_of: Callable[[Path], str]) -> None:
         sha256, size = self.manifest.files[name]
         file = self.file(name)
         hint = "Copy or export the bundle again."
@@ -240,7 +242,7 @@ class Bundle:
             found = file.stat().st_size
             if found != size:
                 raise BundleError(f"{name} has another size", got=f"{found} bytes", expected=f"{size} bytes", hint=hint)
-            digest = file_sha256(file)
+            digest = sha256_of(file)
         except OSError as error:
             raise BundleError(f"{name[:100]} can't be read", got=error.strerror or error, hint=hint) from error
         if digest != sha256:

@@ -24,7 +24,7 @@ def inspect(path: str, *, as_json: bool) -> int:
     Raises:
         BundleError: it is missing, damaged, or of another version.
     """
-    description = describe(Bundle.open(path))
+    description = describe(Bundle.open(path, afresh=True))
     if as_json:
         write_json(description)
     else:

@@ -234,7 +234,7 @@ def check_bundle(bundle: str | None) -> tuple[Check, Bundle | None]:
     """Whether the bundle is there and whole; to have none is a warning, unless somebody named one."""
     fix = f"make export, or --bundle DIR, or export {BUNDLE_VARIABLE}=DIR"
     try:
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle, afresh=True)
     except BundleError as error:
         named = bundle is not None or bool(os.environ.get(BUNDLE_VARIABLE))
         missing = not named and error.what == "there is no default bundle"

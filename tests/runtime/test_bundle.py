@@ -334,6 +334,6 @@ def test_file_that_the_disk_cannot_read(paper: Path, name: str, monkeypatch: pyt
             raise OSError(errno.EIO, "Input/output error")
         return file_sha256(path)
 
-    monkeypatch.setattr(bundle_module, "file_sha256", fail)
+    monkeypatch.setattr(bundle_module, "checked_sha256", fail)
     error = refused(paper)
     assert (error.what, error.got) == (f"{name} can't be read", "Input/output error")
