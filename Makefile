@@ -49,7 +49,7 @@ WHEELS = $(VENV)/wheels
 LLAMA = .venv-llama-cpp
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
-.PHONY: help setup export story storybook train evaluate quality certify test test-slow check format wheel bench-peers quality-peers clean
+.PHONY: help setup export story storybook train evaluate quality certify test test-slow check format wheel bench bench-peers quality-peers clean
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -107,6 +107,10 @@ format: $(TESTTOOLS) ## Format, and mend what the linter can
 
 wheel: $(TESTTOOLS) ## Build the device wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+bench: $(WORKSTATION) ## This project's own speed and memory, part by part (exports first if there is no bundle)
+	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
+	@$(BIN)/python -m benchmarks.bench --bundle "$$OUT"
 
 # llama-cpp-python is compiled on the machine that runs it, so it needs a C++ compiler and cmake, and some minutes.
 bench-peers: $(WORKSTATION) ## Speed beside llama.cpp on the same weights, in one interleaved run

@@ -76,6 +76,11 @@ class Decoder:
         """N of the graphs there are, 1 among them."""
         return tuple(self._steps)
 
+    @property
+    def signatures(self) -> tuple[GraphSignature, ...]:
+        """All that it runs: `embed`, the steps, and `decode_attention` if there is one."""
+        return (self._embed, *self._steps.values(), *([self._attention] if self._attention else []))
+
     def embed(self, token_ids: Sequence[int]) -> Array:
         """Token ids to embeddings, float32 `[len(token_ids), hidden]`."""
         rows = np.empty((len(token_ids), self._llama.hidden_size), np.float32)
