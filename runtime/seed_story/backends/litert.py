@@ -54,8 +54,12 @@ def _engine() -> ModuleType:
     return compiled_model  # type: ignore[no-any-return]
 
 
-class _CApi:
-    """The few calls of LiteRT's C API that Python's wrapper lacks."""
+class CApi:
+    """The few calls of LiteRT's C API that Python's wrapper lacks.
+
+    Attributes:
+        library: the C library itself.
+    """
 
     def __init__(self) -> None:
         spec = util.find_spec("ai_edge_litert")
@@ -64,7 +68,7 @@ class _CApi:
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is None:
             raise BackendError("LiteRT's library isn't beside its Python package", expected=f"one of {names}")
-        self._library = ctypes.CDLL(str(path))
+        self.library = ctypes.CDLL(str(path))
         self._pointer = ctypes.pythonapi.PyCapsule_GetPointer
         self._pointer.restype, self._pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
         self._name = ctypes.pythonapi.PyCapsule_GetName
@@ -73,10 +77,15 @@ class _CApi:
         self._capsule.restype = ctypes.py_object
         self._capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
-    def _call(self, function: str, *arguments: Any) -> None:
-        status = getattr(self._library, function)(*arguments)
+    def call(self, function: str, *arguments: Any) -> None:
+        """Calls a function of the C API; raises BackendError when it fails."""
+        status = getattr(self.library, function)(*arguments)
         if status != 0:
             raise BackendError(f"LiteRT's {function} failed", got=f"status {status}", expected="status 0")
+
+    def address(self, capsule: Any) -> int:
+        """What a capsule of Python's wrapper points to."""
+        return int(self._pointer(capsule, self._name(capsule)))
 
     def buffer_on(self, array: Array, like: Any) -> tuple[Any, int, bytes]:
         """A tensor buffer that reads and writes `array` in place, of the type of the buffer `like`.
@@ -87,9 +96,9 @@ class _CApi:
         """
         name: bytes = self._name(like)
         kind = ctypes.create_string_buffer(_RANKED_TENSOR_TYPE_BYTES)
-        self._call("LiteRtGetTensorBufferTensorType", ctypes.c_void_p(self._pointer(like, name)), kind)
+        self.call("LiteRtGetTensorBufferTensorType", ctypes.c_void_p(self.address(like)), kind)
         made = ctypes.c_void_p()
-        self._call(
+        self.call(
             "LiteRtCreateTensorBufferFromHostMemory",
             kind,
             ctypes.c_void_p(array.ctypes.data),
@@ -102,12 +111,13 @@ class _CApi:
 
     def destroy(self, address: int) -> None:
         """Frees a buffer of `buffer_on`; its array stays."""
-        self._library.LiteRtDestroyTensorBuffer(ctypes.c_void_p(address))
+        self.library.LiteRtDestroyTensorBuffer(ctypes.c_void_p(address))
 
 
 @functools.cache
-def _c_api() -> _CApi:
-    return _CApi()
+def c_api() -> CApi:
+    """LiteRT's C library, loaded once."""
+    return CApi()
 
 
 class LiteRtSignature:
@@ -115,7 +125,7 @@ class LiteRtSignature:
 
     def __init__(self, graph: LiteRtGraph, signature: Signature, memory: Mapping[str, Array]) -> None:
         self._graph, self._name = graph, signature.name
-        self._index = graph.model.get_signature_index(signature.name)
+        self.index = graph.model.get_signature_index(signature.name)
         listed = graph.model.get_signature_list()[signature.name]
         shapes = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
 
@@ -135,13 +145,20 @@ class LiteRtSignature:
         self._output_buffers = [buffer for _, buffer in outs.values()]
         self._ran = False
 
+    @property
+    def addresses(self) -> tuple[list[int], list[int]]:
+        """LiteRT's own buffers of the inputs and of the outputs, in the file's order."""
+        api = c_api()
+        ins, outs = ([api.address(b.capsule) for b in bufs] for bufs in (self._input_buffers, self._output_buffers))
+        return ins, outs
+
     def run(self) -> None:
         """Computes the outputs from the inputs; raises BackendError when the engine can't."""
         if self._graph.model is None:
             raise BackendError("the graph is closed", hint="Open the bundle again.")
         try:
             with contextlib.nullcontext() if self._ran else quiet_stderr():  # a first run may set the engine up
-                self._graph.model.run_by_index(self._index, self._input_buffers, self._output_buffers)
+                self._graph.model.run_by_index(self.index, self._input_buffers, self._output_buffers)
         except RuntimeError as error:
             raise BackendError(f"LiteRT failed to run signature {self._name!r}", got=error) from error
         self._ran = True
@@ -168,7 +185,7 @@ class LiteRtGraph:
         engine = _engine()
         _mute_tear_down()
         self._buffer_class = engine.TensorBuffer
-        self._api = _c_api()
+        self._api = c_api()
         self._addresses: list[int] = []
         self._names: list[bytes] = []
         options = engine.Options(
@@ -214,7 +231,7 @@ class LiteRtGraph:
         self._finalizer()
 
 
-def _release(fields: dict[str, Any], api: _CApi, addresses: list[int]) -> None:
+def _release(fields: dict[str, Any], api: CApi, addresses: list[int]) -> None:
     with quiet_stderr():
         for address in addresses:
             api.destroy(address)
