@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from seed_story.config import LlamaConfig
+from seed_story.config import LlamaConfig, kept_limit
 from seed_story.contract import (
     EMBED,
     Signature,
@@ -164,6 +164,12 @@ def _turned(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     return _matmul(x, weights[ROTATION]) if ROTATION in weights else x
 
 
+def _rows(x: Tensor, begin: int, end: int) -> Tensor:
+    """Some of the rows of `[a, rows, b]`."""
+    a, rows, b = x.shape
+    return x if end - begin == rows else tf.slice(x, [0, begin, 0], [a, end - begin, b])
+
+
 def _parted(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     """The columns of `[a, b, columns]` before `at`, and the others."""
     a, b, columns = x.shape
@@ -224,9 +230,7 @@ class _Step:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, v, g, d = self.n, self.v, self.g, self.d
         queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
-        by_position = tf.slice(queries, [0, 0, 0], [v, queries.shape[1] // 2, d])
-        own = tf.matmul(by_position, key, transpose_b=True)  # [v, rows, n]
-        scores = tf.concat([*self._scores(queries, by_position, layer, inputs, shared), own], axis=-1)
+        scores = tf.concat(self._scores(queries, key, layer, inputs, shared), axis=-1)  # [v, rows, columns + n]
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
         mixed = self._mixed(weights, value, layer, inputs)  # [v, rows, d]
         if n == 1:
@@ -236,25 +240,29 @@ class _Step:
         return attended, key, value, weights
 
     def _scores(
-        self,
-        queries: Tensor,
-        by_position: Tensor,
-        layer: int,
-        inputs: Mapping[str, Tensor],
-        shared: Mapping[str, Tensor],
+        self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> list[Tensor]:
-        """What queries `[v, 2 rows, d]` of both rotations say to the cache, side by side `[v, rows, columns]`."""
-        v, rows = self.v, by_position.shape[1]
-        # Both rotations against every slot: the cache is read once, and the unwanted half is multiplied away.
-        scores = tf.matmul(queries, inputs[key_cache(layer)], transpose_b=True)  # [v, 2 rows, slots]
-        scores = tf.reshape(scores, [v, 2, rows, self.slots]) * shared["region"]
-        ring, kept = (tf.slice(scores, [0, i, 0, 0], [v, 1, rows, self.slots]) for i in (0, 1))
-        return [tf.reshape(ring + kept, [v, rows, self.slots])]
+        """What queries `[v, 2 rows, d]` say to the cache and to the chunk's own `key`: columns to be put side by side.
+
+        The first k slots may be kept or the ring's: both rotations score them, and the unwanted half is multiplied
+        away. A single token does so with all slots: of few scores that costs less than cutting the cache.
+        """
+        v, rows, slots, cache = self.v, queries.shape[1] // 2, self.slots, inputs[key_cache(layer)]
+        k = slots if self.n == 1 else kept_limit(slots)
+        both = tf.matmul(queries, _rows(cache, 0, k), transpose_b=True)
+        both = tf.reshape(both, [v, 2, rows, k]) * tf.slice(shared["region"], [0, 0, 0, 0], [1, 2, 1, k])
+        ring, kept = (tf.slice(both, [0, i, 0, 0], [v, 1, rows, k]) for i in (0, 1))
+        others = key if self.n == 1 else tf.concat([_rows(cache, k, slots), key], axis=1)
+        by_position = tf.matmul(_rows(queries, 0, rows), others, transpose_b=True)
+        return [tf.reshape(ring + kept, [v, rows, k]), by_position]
 
     def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
         """Values by their weights `[v, rows, columns + n]`: `[v, rows, d]`; `value` is the chunk's own."""
-        old, new = _parted(weights, self.slots)
-        return tf.matmul(old, inputs[value_cache(layer)]) + tf.matmul(new, value)
+        cache = inputs[value_cache(layer)]
+        if self.n == 1:
+            old, new = _parted(weights, self.slots)
+            return tf.matmul(old, cache) + tf.matmul(new, value)
+        return tf.matmul(weights, tf.concat([cache, value], axis=1))
 
     def _project(self, qkv: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Splits and rotates `[n, (v (g + 1) + v) d]`.
@@ -298,26 +306,21 @@ class _Int8Step(_Step):
         self.columns = slots + sink_rows
 
     def _scores(
-        self,
-        queries: Tensor,
-        by_position: Tensor,
-        layer: int,
-        inputs: Mapping[str, Tensor],
-        shared: Mapping[str, Tensor],
+        self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> list[Tensor]:
-        cache, rows = key_cache(layer), by_position.shape[1]
-        in_cache = tf.slice(queries, [0, rows, 0], [self.v, rows, self.d])
-        coded = tf.matmul(by_position, self._rows(cache, inputs), transpose_b=True)
+        cache, rows = key_cache(layer), queries.shape[1] // 2
+        by_position, in_cache = _rows(queries, 0, rows), _rows(queries, rows, 2 * rows)
+        coded = tf.matmul(by_position, self._float_rows(cache, inputs), transpose_b=True)
         exact = tf.matmul(in_cache, inputs[sinks_of(cache)], transpose_b=True)
-        return [self._scaled(coded, cache, inputs), exact]
+        return [self._scaled(coded, cache, inputs), exact, tf.matmul(by_position, key, transpose_b=True)]
 
     def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
         cache = value_cache(layer)
         coded, exact = _parted(weights, self.slots)
-        mixed = tf.matmul(self._scaled(coded, cache, inputs), self._rows(cache, inputs))
+        mixed = tf.matmul(self._scaled(coded, cache, inputs), self._float_rows(cache, inputs))
         return mixed + tf.matmul(exact, tf.concat([inputs[sinks_of(cache)], value], axis=1))
 
-    def _rows(self, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _float_rows(self, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """float32 `[v, slots, d]`; `export/flatbuffer.py` makes the cast a DEQUANTIZE."""
         # Reshaped, since XNNPACK keeps a copy of what a product reads straight from a DEQUANTIZE: 95 MB a signature.
         codes = tf.cast(tf.reshape(inputs[cache], [self.v * self.slots, self.d]), tf.float32)

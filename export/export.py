@@ -96,13 +96,14 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
         out: the bundle's folder; replaced as a whole when it is a bundle already.
 
     Raises:
-        ConfigError: the model's pictures don't fit the cache.
+        ConfigError: the model's pictures don't fit the cache, or it keeps more than a decoder has room for.
         UsageError, PictureError: the recipe needs calibration, and its folder or a picture can't be read.
         ParityError: a graph strays from the reference; nothing was written.
         ExportError: a graph can't be converted or quantized, or `out` can't be written.
     """
     options = options or ExportOptions()
     options.cache.check_picture(source.model.config.picture_tokens)
+    options.cache.check_kept(options.cache.sink_rows(recipe.cache))
     with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
         # Not `save`, whose errors have no class of their own.
         (part / TOKENIZER).write_text(source.tokenizer.to_str(), encoding="utf-8")

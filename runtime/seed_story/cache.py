@@ -29,7 +29,7 @@ import numpy.typing as npt
 from seed_story.backends.base import Array, aligned_zeros
 from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, key_cache, value_cache
-from seed_story.errors import ConfigError, UsageError
+from seed_story.errors import UsageError
 from seed_story.policies import ATTENTION_MASS, FIRST_AND_LAST
 from seed_story.rows import Rows
 from seed_story.snapshot import State
@@ -106,15 +106,12 @@ class SinkCache:
 
         Raises:
             UsageError: another number of slots.
-            ConfigError: more kept slots than an int8 cache has float32 rows for.
+            ConfigError: more kept slots than the decoder has room for.
         """
         config = config or self.config
         if config.slots != self.config.slots:
             raise UsageError("the cache's slots are fixed", got=config.slots, expected=self.config.slots)
-        if self.sink_rows is not None and config.kept > self.sink_rows:
-            raise ConfigError("this int8 cache has no room for what the policy keeps",
-                              got=f"{config.kept} kept slots ({config.policy})", expected=f"at most {self.sink_rows}",
-                              hint="Export the bundle with that policy, or with a float32 cache.")  # fmt: skip
+        config.check_kept(self.sink_rows)
         self.config = config
         self.region[0] = np.arange(config.slots) >= config.kept
         np.subtract(1, self.region[0], out=self.region[1])

@@ -55,9 +55,9 @@ _BOOKKEEPING = frozenset(
 )
 
 
-def _require(condition: bool, what: str, got: object, expected: object) -> None:
+def _require(condition: bool, what: str, got: object, expected: object, hint: str = "") -> None:
     if not condition:
-        raise ConfigError(what, got=got, expected=expected)
+        raise ConfigError(what, got=got, expected=expected, hint=hint)
 
 
 class _HfReader:
@@ -362,6 +362,14 @@ def _rope_scaling(rope: dict[str, Any], max_position: int) -> RopeScaling | None
     return made
 
 
+def kept_limit(slots: int) -> int:
+    """How many of a float32 cache's slots may be kept: a prefill scores them by both rotations, the others by one.
+
+    A quarter: twice what the sinks and the usual anchors take. In a small cache more.
+    """
+    return max(slots // 4, min(slots - 1, 16))
+
+
 @dataclass(frozen=True)
 class CacheConfig(_Config):
     """The geometry of the cache, `[text sinks | picture anchors | ring]`, and which pictures it remembers.
@@ -417,6 +425,20 @@ class CacheConfig(_Config):
             dtype: one of `CACHE_DTYPES`; there are none (None) beside a float32 cache.
         """
         return None if dtype == FLOAT32 else max(1, self.kept)
+
+    def check_kept(self, sink_rows: int | None) -> None:
+        """Whether the decoder has room for what this geometry keeps.
+
+        Args:
+            sink_rows: of its int8 cache; None where its cache is float32.
+
+        Raises:
+            ConfigError: it hasn't.
+        """
+        kind, room = ("float32", kept_limit(self.slots)) if sink_rows is None else ("int8", sink_rows)
+        _require(self.kept <= room, f"this {kind} cache has no room for what the policy keeps",
+                 f"{self.kept} kept slots ({self.policy})", f"at most {room}",
+                 "Keep less, or export the bundle with that policy or more slots.")  # fmt: skip
 
     @property
     def needs_attention(self) -> bool:

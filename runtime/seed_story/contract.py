@@ -9,7 +9,8 @@ The decoder never owns the cache. Its inputs and outputs, for N tokens, `prefill
     cos, sin         [N, 2, head_dim]            rotation of each token: 0 by its absolute position (it scores the
                                                  ring and its own chunk), 1 by its in-cache position (it scores the
                                                  kept slots); sin's first half is negated
-    region           [2, slots]                  1 where a slot belongs to the ring (row 0) or is kept (row 1)
+    region           [2, slots]                  1 where a slot belongs to the ring (row 0) or is kept (row 1); only
+                                                 the first `config.kept_limit` slots may be kept
     mask             [N, slots + N]              additive; 0 where a token may look, MASKED where it may not
     kv_cache_k_i     [kv_heads, slots, head_dim] layer i's keys, rotated; kv_cache_v_i its values
     -> logits        [1, vocab]                  of the last token

@@ -94,7 +94,7 @@ class Decoder:
         """Forgets everything, and keeps what `cache` says from now on.
 
         Raises:
-            ConfigError: its policy needs `decode_attention`, and there is none; or it keeps too much for an int8 cache.
+            ConfigError: its policy needs `decode_attention`, and there is none; or it has no room for what is kept.
             UsageError: another number of slots.
         """
         self._check(cache)

@@ -318,7 +318,7 @@ def test_every_input_matters(
         elif spoil == "sin":
             np.abs(inputs["sin"], out=inputs["sin"])
         elif spoil == "region":
-            inputs["region"][:] = [[0.0] * 2 + [1.0] * 10, [1.0] * 2 + [0.0] * 10][::-1]
+            inputs["region"][:] = inputs["region"][::-1].copy()
         else:
             inputs["mask"][:, 0] = -1e9
 

@@ -162,7 +162,7 @@ def test_what_is_kept_needs_a_float32_row(int8_decoder: Tiny, open_decoder: Open
     tiny = int8_decoder("gqa")
     decoder = open_decoder(tiny, CacheConfig(12, 5))
     decoder.feed(tiny.embeddings(20))
-    with pytest.raises(ConfigError, match=r"6 kept slots \(text-sink\); expected at most 5.*Export the bundle"):
+    with pytest.raises(ConfigError, match=r"6 kept slots \(text-sink\); expected at most 5.*export the bundle"):
         decoder.reset(CacheConfig(12, 6))
     assert decoder.cache.position == 20
     decoder.feed(tiny.embeddings(3))

@@ -180,6 +180,16 @@ def test_region_tells_ring_from_kept() -> None:
     assert SinkCache(LLAMA, CacheConfig(5, 0)).region.tolist() == [[1] * 5, [0] * 5]
 
 
+def test_what_is_kept_has_a_limit() -> None:
+    """It is refused, and what the cache holds stays."""
+    cache = SinkCache(LLAMA, CacheConfig(512, 4))
+    cache.store(*[np.ones((2, 2, 3, LLAMA.head_dim), np.float32)] * 2, 3)
+    with pytest.raises(ConfigError, match=r"129 kept slots \(text-sink\); expected at most 128.*Keep less"):
+        cache.reset(CacheConfig(512, 129))
+    assert (cache.position, cache.config.sinks) == (3, 4)
+    cache.reset(CacheConfig().under("multimodal-sink"))
+
+
 def test_memory_is_the_caches_own_and_aligned() -> None:
     llama = LlamaConfig.tiny()
     cache = SinkCache(llama, CacheConfig.tiny())

@@ -11,12 +11,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from seed_story.backends.base import Array
 from seed_story.cache import ATTENTION_EVERY
-from seed_story.config import CacheConfig, LlamaConfig
+from seed_story.config import CacheConfig, LlamaConfig, kept_limit
 from seed_story.contract import EMBED, MASKED, Signature
 from seed_story.decoder import Decoder
 from seed_story.errors import ConfigError, UsageError
@@ -150,6 +150,7 @@ def test_every_token_sees_what_it_should(
     geometry: tuple[CacheConfig, int], sizes: tuple[int, ...], calls: list[list[tuple[str, int]]]
 ) -> None:
     config, size = geometry
+    assume(config.kept <= kept_limit(config.slots))
     follow(config, sizes, [[(kind, count or size) for kind, count in parts] for parts in calls])
 
 
