@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--bundle", default="build/story", metavar="DIR", help="the bundle's folder (default: %(default)s)")
     add("--rounds", type=whole(2), default=20, metavar="N", help="how many (default: %(default)s)")
-    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: as `seed-story doctor` says)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: the fast cores, at most four)")
     args = parser.parse_args(argv)
     return exit_code(lambda: _run(args), "bench")
 

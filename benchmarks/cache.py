@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--every", type=whole(1), default=100, metavar="N", help="tokens from picture to picture (default: 100)")
     add("--tokens", type=whole(1), default=100, metavar="N", help="of a turn (default: %(default)s)")
     add("--rounds", type=whole(2), default=15, metavar="N", help="how many (default: %(default)s)")
-    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: the fast cores, at most four)")
     args = parser.parse_args(argv)
     return exit_code(lambda: _run(args), "cache")
 

@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--read", type=whole(0), default=0, metavar="N",
         help="of these, the picture included, read and not told: faster (default: what must be)")  # fmt: skip
     add("--policy", choices=POLICIES, default=MULTIMODAL_SINK, help="what the cache keeps (default: %(default)s)")
-    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: the fast cores, at most four)")
     args = parser.parse_args(argv)
     return exit_code(lambda: _run(args), "soak")
 

@@ -53,7 +53,7 @@ from seed_story.errors import ExportError, UsageError
 from seed_story.files import file_sha256
 from seed_story.packed import packed_weights
 from seed_story.policies import ATTENTION_MASS
-from seed_story.story import default_threads
+from seed_story.threads import default_threads
 from seed_story.tokenizer import StoryTokenizer
 from seed_story.vision import Vision
 

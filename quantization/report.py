@@ -25,7 +25,8 @@ from seed_story.bundle import Bundle, graph_file
 from seed_story.contract import GRAPHS
 from seed_story.device import cpu_model
 from seed_story.errors import SeedStoryError
-from seed_story.story import SEEDStory, default_threads
+from seed_story.story import SEEDStory
+from seed_story.threads import default_threads
 from training.data import PAGES, StoryRecord, check_pictures
 from training.evaluation.bootstrap import by_cluster, difference_interval, mean_interval
 from training.evaluation.grounding import BEGINNING, Told, tell_all

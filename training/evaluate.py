@@ -116,7 +116,7 @@ def _add_common(parser: argparse.ArgumentParser, limit: int | None) -> None:
         metavar="N",
         help="of the subset, the stories and the intervals (default: 0)",
     )
-    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: the fast cores, at most four)")
     add("--json", action="store_true", dest="as_json", help="print one JSON object instead of a table")
 
 

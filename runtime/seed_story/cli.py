@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     doctor = commands.add_parser("doctor", help="check this device", description=_DOCTOR)
     doctor.add_argument("--bundle", metavar="DIR", help="check this bundle, not the default one")
+    doctor.add_argument("--threads", action="store_true", help="also time a token by number of threads (some seconds)")
     doctor.set_defaults(run=_doctor)
     certify = commands.add_parser("certify", help="prove that a long story costs no more", description=_CERTIFY)
     _add_certify(certify)
@@ -88,7 +89,7 @@ def _add_tell(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", metavar="N", type=whole(0), default=0,
         help="the same seed gives the same story on the same machine (default %(default)s)")  # fmt: skip
-    add("--threads", metavar="N", type=whole(1), help="CPU threads (default: all cores, at most four)")
+    add("--threads", metavar="N", type=whole(1), help="CPU threads (default: the fast cores, at most four)")
     add("--backend", metavar="NAME", default="litert", help="the inference engine (default %(default)s)")
     _add_policy(parser)
     add("--stop", metavar="TEXT", action="append", default=[],
@@ -117,7 +118,7 @@ def _add_certify(parser: argparse.ArgumentParser) -> None:
     add("--picture-every", metavar="N", type=whole(1), default=3,
         help="show a picture on every Nth page (default %(default)s)")  # fmt: skip
     add("--seed", metavar="N", type=whole(0), default=0, help="of the story (default %(default)s)")
-    add("--threads", metavar="N", type=whole(1), help="CPU threads (default: all cores, at most four)")
+    add("--threads", metavar="N", type=whole(1), help="CPU threads (default: the fast cores, at most four)")
     add("--backend", metavar="NAME", default="litert", help="the inference engine (default %(default)s)")
     _add_policy(parser)
     add("--plot", metavar="FILE", default="certificate.png", help="the plot to write (default %(default)s)")
@@ -152,7 +153,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from seed_story.doctor import doctor
 
-    return doctor(args.bundle, as_json=args.as_json)
+    return doctor(args.bundle, as_json=args.as_json, threads=args.threads)
 
 
 def _certify(args: argparse.Namespace) -> int:

@@ -133,6 +133,26 @@ def usable_cores() -> int | None:
     return os.cpu_count()
 
 
+def performance_cores(root: Path = ROOT) -> int | None:
+    """Of the CPUs that this process may use, those at least half as fast as the fastest; None where nothing says.
+
+    By the kernel's own figure of what a core gets done (`cpu_capacity`, on ARM and hybrid processors), else by the
+    highest clock.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    for figure in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        speeds = []
+        for cpu in os.sched_getaffinity(0):
+            try:
+                speeds.append(int((root / f"sys/devices/system/cpu/cpu{cpu}" / figure).read_text()))
+            except (OSError, ValueError):
+                break
+        else:
+            return sum(2 * speed >= max(speeds) for speed in speeds)
+    return None
+
+
 def glibc_version() -> tuple[int, int] | None:
     """The C library's version; None where it isn't glibc (musl, Android, macOS)."""
     try:

@@ -24,6 +24,7 @@ from seed_story.describe import cache_bytes
 from seed_story.errors import BundleError
 from seed_story.files import CACHE_VARIABLE, cache_dir
 from seed_story.output import size_text, write, write_json
+from seed_story.threads import default_threads
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -32,6 +33,7 @@ _GLIBC = {"aarch64": (2, 34), "x86_64": (2, 27)}  # what LiteRT 2.3's wheels are
 _SPACE = 500_000_000  # bytes: a packed decoder of the usual size, and as much again
 _PROCESS = 150_000_000  # bytes: Python, NumPy and the engine, before any model
 _PROBE_SECONDS = 120
+_SLOWER = 1.15  # what the default may take, times the best: less is a shared machine's noise
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,16 @@ class Check:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def doctor(bundle: str | None, *, as_json: bool) -> int:
+def doctor(bundle: str | None, *, as_json: bool, threads: bool = False) -> int:
     """Checks and reports.
+
+    Args:
+        threads: whether to time a token with every sensible number of threads, which takes some seconds.
 
     Returns:
         The exit code: 1 when something is fatal.
     """
-    checks = examine(bundle)
+    checks = examine(bundle, threads=threads)
     failed = any(check.status == FAIL for check in checks)
     if as_json:
         write_json({"ok": not failed, "seed_story": __version__, "checks": [asdict(check) for check in checks]})
@@ -67,7 +72,7 @@ def doctor(bundle: str | None, *, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def examine(bundle: str | None = None) -> list[Check]:
+def examine(bundle: str | None = None, *, threads: bool = False) -> list[Check]:
     """All checks; one that breaks is a warning, never an exception."""
     checked, opened = _open(bundle)
     steps: tuple[tuple[str, Callable[[], Check]], ...] = (
@@ -78,6 +83,7 @@ def examine(bundle: str | None = None) -> list[Check]:
         *((package, partial(check_package, package)) for package in _PACKAGES),
         ("LiteRT", check_engine),
         ("cache folder", check_cache_folder),
+        *((("threads", partial(check_threads, opened)),) if threads and opened else ()),
     )
     return [*(_guarded(name, step) for name, step in steps), checked]
 
@@ -133,8 +139,10 @@ def check_cpu() -> Check:
     """The processor's name, cores and instruction sets."""
     model, cores, simd = device.cpu_model(), device.usable_cores(), device.simd_features()
     known = "unavailable" if simd is None else ", ".join(simd) or "none"
-    text = f"{model or 'model unavailable'}, {cores or 'unavailable'} cores usable, SIMD: {known}"
-    data = {"model": model, "usable_cores": cores, "simd": None if simd is None else list(simd)}
+    fast = device.performance_cores()
+    slow = f", {fast} of them fast" if fast and cores and fast < cores else ""
+    text = f"{model or 'model unavailable'}, {cores or 'unavailable'} cores usable{slow}, SIMD: {known}"
+    data = {"model": model, "usable_cores": cores, "performance_cores": fast, "simd": simd and list(simd)}
     if simd is not None and not {"avx2", "dotprod"} & set(simd):
         return Check("CPU", WARN, text, "Neither AVX2 nor NEON dotprod: expect slow stories; prefer int8.", data)
     return Check("CPU", OK, text, data=data)
@@ -183,14 +191,21 @@ def check_engine() -> Check:
 
 def _probe() -> tuple[str | None, str]:
     """What is wrong with the engine (None: nothing), and a hint."""
+    problem, found = _apart("seed_story.backends.probe")
+    if problem or found is None:
+        return problem, ""
+    return f"{found['what']} {found['got']}".strip(), found["hint"]
+
+
+def _apart(module: str, *arguments: str) -> tuple[str | None, Any]:
+    """Runs a module in a process of its own: what is wrong with it (None: nothing), and the JSON that it printed."""
     if not sys.executable:
-        return "can't be tried: this Python doesn't know its own program", ""
+        return "can't be tried: this Python doesn't know its own program", None
     folder = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "seed_story.backends.probe"]
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", module, *arguments],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -198,15 +213,28 @@ def _probe() -> tuple[str | None, str]:
             env={**os.environ, "PYTHONPATH": path},
         )
     except subprocess.TimeoutExpired:
-        return f"hangs (tried for {_PROBE_SECONDS} s)", ""
+        return f"hangs (tried for {_PROBE_SECONDS} s)", None
     if done.returncode < 0:
-        return f"crashes: {signal.strsignal(-done.returncode) or f'signal {-done.returncode}'}", ""
+        return f"crashes: {signal.strsignal(-done.returncode) or f'signal {-done.returncode}'}", None
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
+        return None, json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return f"fails: {last}", ""
-    return (None, "") if found is None else (f"{found['what']} {found['got']}".strip(), found["hint"])
+        return f"fails: {last}", None
+
+
+def check_threads(bundle: Bundle) -> Check:
+    """How long a token takes by number of threads, and whether the default is a good one."""
+    usual = default_threads()
+    problem, found = _apart("seed_story.threads", str(bundle.path))
+    data = {"default": usual, "token_ms": found}
+    if problem:
+        return Check("threads", WARN, f"{usual} by default; can't be timed: {problem}", data=data)
+    text = f"{usual} by default; a token takes " + ", ".join(f"{ms:g} ms with {n}" for n, ms in found.items())
+    best = min(found, key=found.__getitem__)
+    if found[str(usual)] > _SLOWER * found[best]:
+        return Check("threads", WARN, text, f"End other programs and look again, or use --threads {best}.", data)
+    return Check("threads", OK, text, data=data)
 
 
 def check_cache_folder() -> Check:

@@ -21,21 +21,14 @@ from seed_story.sampling import Sampler, SamplingConfig
 from seed_story.session import DEFAULT_MAX_TOKENS, DEFAULT_PAGE_TOKENS, Pixels, Story
 from seed_story.snapshot import read_snapshot
 from seed_story.stats import StoryStats
+from seed_story.threads import default_threads
 from seed_story.tokenizer import StoryTokenizer
 from seed_story.vision import Vision
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Beginning", "Pixels", "SEEDStory", "Story", "StoryStats", "default_threads"]
+__all__ = ["DEFAULT_MAX_TOKENS", "Beginning", "Pixels", "SEEDStory", "Story", "StoryStats"]
 
 Beginning = str | Pixels | Path | Sequence["str | Pixels | Path"]
 """What `SEEDStory(...)` takes: text (str), a picture (pixels, or a Path to one), or several of them in order."""
-
-_MOST_THREADS = 4  # more rarely helps a decoder that is bound by memory
-
-
-def default_threads() -> int:
-    """CPU threads of one graph call: the CPUs this process may use, at most four."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_THREADS, allowed)
 
 
 class SEEDStory:
@@ -43,7 +36,7 @@ class SEEDStory:
 
     Args:
         bundle: the bundle's folder, or an opened `Bundle`; by default see `Bundle.open`.
-        threads: CPU threads of a call; by default all CPUs up to four.
+        threads: CPU threads of a call; by default see `default_threads`.
         backend: the inference engine, one of `seed_story.backends.BACKENDS`.
 
     Raises:

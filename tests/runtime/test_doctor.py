@@ -168,10 +168,11 @@ def test_what_cannot_be_read_is_unavailable_and_never_zero(tmp_path: Path, monke
     monkeypatch.setattr(device, "cpu_model", lambda: None)
     monkeypatch.setattr(device, "simd_features", lambda: None)
     monkeypatch.setattr(device, "usable_cores", lambda: None)
+    monkeypatch.setattr(device, "performance_cores", lambda: None)
     assert doctor.check_memory(None).text == "unavailable in all, unavailable available"
     cpu = doctor.check_cpu()
     assert cpu.text == "model unavailable, unavailable cores usable, SIMD: unavailable"
-    assert cpu.data == {"model": None, "usable_cores": None, "simd": None}
+    assert cpu.data == {"model": None, "usable_cores": None, "performance_cores": None, "simd": None}
 
 
 def test_reads_a_jetson(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from seed_story.errors import BackendError, PromptError, UsageError
-from seed_story.story import SEEDStory, default_threads
+from seed_story.story import SEEDStory
+from seed_story.threads import default_threads
 from tests.runtime.storytelling import GREEDY, Spy, layout, pixels, told
 
 

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stories", type=whole(1), default=400, metavar="N", help="pictures to write to (default: %(default)s)")
     add("--attempts", type=whole(1), default=4, metavar="N", help="at most, for a picture (default: %(default)s)")
     add("--seed", type=whole(0), default=0, metavar="N", help="of the pictures and texts (default: %(default)s)")
-    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: the fast cores, at most four)")
     add("--json", action="store_true", dest="as_json", help="print the counts as one JSON object")
     teach.set_defaults(run=_teach, kept="what was written is kept, and the same command goes on")
     return parser
