@@ -208,9 +208,8 @@ class _Step:
         return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
 
     def _mean_attention(self, weights: Sequence[Tensor]) -> Tensor:
-        """One token's softmax weights of all layers, `[v, g + 1, columns + 1]`, to their mean `[1, columns + 1]`."""
-        v, g, width = self.v, self.g, self.columns + 1
-        heads = tf.reshape(tf.slice(functools.reduce(tf.add, weights), [0, 0, 0], [v, g, width]), [v * g, width])
+        """One token's softmax weights of all layers, `[v, g, columns + 1]`, to their mean `[1, columns + 1]`."""
+        heads = tf.reshape(functools.reduce(tf.add, weights), [self.v * self.g, self.columns + 1])
         return tf.reduce_mean(heads, 0, keepdims=True) * (1 / self.config.num_layers)
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -233,11 +232,9 @@ class _Step:
         scores = tf.concat(self._scores(queries, key, layer, inputs, shared), axis=-1)  # [v, rows, columns + n]
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
         mixed = self._mixed(weights, value, layer, inputs)  # [v, rows, d]
-        if n == 1:
-            attended = tf.reshape(tf.slice(mixed, [0, 0, 0], [v, g, d]), [1, v * g * d])
-        else:
-            attended = tf.reshape(tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2]), [n, v * g * d])
-        return attended, key, value, weights
+        if n > 1:
+            mixed = tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2])
+        return tf.reshape(mixed, [n, v * g * d]), key, value, weights
 
     def _scores(
         self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
@@ -268,8 +265,8 @@ class _Step:
         """Splits and rotates `[n, (v (g + 1) + v) d]`.
 
         Returns:
-            Queries `[v, 2 rows, d]` (by position, then by place inside the cache; rows = g + 1 with the key as an
-            idle row for one token, else g n), key and value `[v, n, d]`.
+            Queries `[v, 2 rows, d]` (rows = g n, by position, then by place inside the cache), and key and value,
+            `[v, n, d]`.
         """
         n, v, g, d = self.n, self.v, self.g, self.d
         qk = tf.reshape(tf.slice(qkv, [0, 0], [n, v * (g + 1) * d]), [n, v, 1, g + 1, d])
@@ -277,15 +274,11 @@ class _Step:
         left, right = tf.split(qk, 2, axis=-1)
         turned = qk * shared["cos"] + tf.concat([right, left], axis=-1) * shared["sin"]  # [n, v, 2, g + 1, d]
         key = tf.slice(turned, [0, 0, 0, g, 0], [n, v, 1, 1, d])
-        if n == 1:  # nothing to move: the axes of length one only change their places
-            return (
-                tf.reshape(turned, [v, 2 * (g + 1), d]),
-                tf.reshape(key, [v, 1, d]),
-                tf.reshape(value, [v, 1, d]),
-            )
-        queries = tf.transpose(tf.slice(turned, [0, 0, 0, 0, 0], [n, v, 2, g, d]), [1, 2, 3, 0, 4])
-        key, value = (tf.transpose(tf.reshape(t, [n, v, d]), [1, 0, 2]) for t in (key, value))
-        return tf.reshape(queries, [v, 2 * g * n, d]), key, value
+        queries = tf.slice(turned, [0, 0, 0, 0, 0], [n, v, 2, g, d])
+        if n > 1:  # else there is nothing to move: the axes of length one only change their places
+            queries = tf.transpose(queries, [1, 2, 3, 0, 4])
+            key, value = (tf.transpose(tf.reshape(t, [n, v, d]), [1, 0, 2]) for t in (key, value))
+        return tf.reshape(queries, [v, 2 * g * n, d]), tf.reshape(key, [v, n, d]), tf.reshape(value, [v, n, d])
 
     def _masked(self, scores: Tensor, mask: Tensor) -> Tensor:
         if self.n == 1:
