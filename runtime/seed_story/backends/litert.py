@@ -79,7 +79,10 @@ class CApi:
 
     def call(self, function: str, *arguments: Any) -> None:
         """Calls a function of the C API; raises BackendError when it fails."""
-        status = getattr(self.library, function)(*arguments)
+        try:
+            status = getattr(self.library, function)(*arguments)
+        except AttributeError as error:
+            raise BackendError(f"LiteRT has no {function}", got=error, expected="version 2.3") from error
         if status != 0:
             raise BackendError(f"LiteRT's {function} failed", got=f"status {status}", expected="status 0")
 
