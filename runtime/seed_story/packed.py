@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from seed_story.checked import checked_sha256
 from seed_story.errors import UsageError
-from seed_story.files import cache_dir
+from seed_story.files import cache_dir, file_sha256, whole_file
 
 
 def _cpu() -> str:
@@ -33,6 +34,18 @@ def packed_path(graph_sha256: str) -> Path:
     return cache_dir() / "packed" / f"{key[:32]}.xnnpack"
 
 
+def _digest_file(packed: Path) -> Path:
+    return packed.with_suffix(".sha256")
+
+
+def _is_whole(packed: Path) -> bool:
+    """Whether a file is what an engine once made: it would believe any weights in it."""
+    try:
+        return checked_sha256(packed) == _digest_file(packed).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def packed_weights(graph_sha256: str) -> Iterator[Path | None]:
     """A path to load with; a file that this load makes gets its final name only when the load is over.
@@ -41,10 +54,11 @@ def packed_weights(graph_sha256: str) -> Iterator[Path | None]:
     """
     try:
         final = packed_path(graph_sha256)
-        found = final.is_file()
+        found = _is_whole(final)
         made = final.with_suffix(f".{secrets.token_hex(8)}.part")  # not the process's number: 1 in every container
         if not found:
             final.parent.mkdir(parents=True, exist_ok=True)
+            final.unlink(missing_ok=True)  # damaged
             made.touch()
             made.unlink()
     except (OSError, UsageError):  # UsageError: the user has no home folder
@@ -55,7 +69,11 @@ def packed_weights(graph_sha256: str) -> Iterator[Path | None]:
         return
     try:
         yield made
-        if made.is_file():
+        if not made.is_file():
+            return
+        with contextlib.suppress(OSError):  # a full disk: the next load packs again
+            with whole_file(_digest_file(final)) as part:
+                part.write_text(file_sha256(made))
             made.replace(final)
     finally:
         made.unlink(missing_ok=True)

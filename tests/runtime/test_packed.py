@@ -26,6 +26,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "packed"
 
 
+def kept(folder: Path) -> list[str]:
+    """The packed files there are, each with its digest, and nothing else."""
+    names = sorted(path.name for path in folder.iterdir())
+    packed_names = [name for name in names if name.endswith(".xnnpack")]
+    assert sorted([*packed_names, *(name.replace(".xnnpack", ".sha256") for name in packed_names)]) == names
+    return packed_names
+
+
 def test_a_new_file_gets_its_name_at_the_end(folder: Path) -> None:
     with packed_weights("abc") as path:
         assert path is not None and path.parent == folder
@@ -33,12 +41,13 @@ def test_a_new_file_gets_its_name_at_the_end(folder: Path) -> None:
         path.write_bytes(b"packed")
         assert not packed_path("abc").exists()
     assert packed_path("abc").read_bytes() == b"packed"
-    assert list(folder.iterdir()) == [packed_path("abc")]
+    assert kept(folder) == [packed_path("abc").name]
 
 
 def test_a_made_file_is_used_as_it_is() -> None:
-    packed_path("abc").parent.mkdir(parents=True)
-    packed_path("abc").write_bytes(b"packed")
+    with packed_weights("abc") as path:
+        assert path is not None
+        path.write_bytes(b"packed")
     with packed_weights("abc") as path:
         assert path == packed_path("abc")
     assert packed_path("abc").read_bytes() == b"packed"
@@ -55,6 +64,17 @@ def test_a_failed_load_leaves_nothing(folder: Path) -> None:
         assert path is not None
         path.write_bytes(b"half")
         raise RuntimeError
+    assert list(folder.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_no_obstacle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packed, "file_sha256", full)
+    with packed_weights("abc") as path:
+        assert path is not None
+        path.write_bytes(b"packed")
     assert list(folder.iterdir()) == []
 
 
@@ -102,7 +122,7 @@ def test_the_story_is_the_same_packed_and_not(
     name = packed_path(Bundle.open(loud_bundle).manifest.files[graph_file(DECODER)][0])
     assert name.is_file() == writable
     if writable:
-        assert [path.name for path in folder.iterdir()] == [name.name]
+        assert kept(folder) == [name.name]
 
 
 # Several loads, and a file that something happened to
@@ -137,7 +157,7 @@ def decoder_file(bundle: Path) -> Path:
 def test_a_second_load_maps_the_file_that_the_first_made(loud_bundle: Path, folder: Path) -> None:
     first, _ = finish(start(loud_bundle))
     final = decoder_file(loud_bundle)
-    assert sorted(path.name for path in folder.iterdir()) == [final.name]
+    assert kept(folder) == [final.name]
     before = final.stat()
     content = final.read_bytes()
     second, mapped = finish(start(loud_bundle))
@@ -151,7 +171,7 @@ def test_two_processes_that_load_at_once(loud_bundle: Path, folder: Path) -> Non
     both = [start(loud_bundle), start(loud_bundle)]
     (first, _), (second, _) = map(finish, both)
     assert first == second
-    assert sorted(path.name for path in folder.iterdir()) == [decoder_file(loud_bundle).name]
+    assert kept(folder) == [decoder_file(loud_bundle).name]
 
 
 def test_two_threads_make_two_parts(folder: Path) -> None:
@@ -173,20 +193,27 @@ def test_two_threads_make_two_parts(folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(set(parts)) == 2
-    assert sorted(path.name for path in folder.iterdir()) == [packed_path("ab").name]
+    assert kept(folder) == [packed_path("ab").name]
     assert packed_path("ab").read_bytes() in (b"one", b"two")
 
 
-@pytest.mark.parametrize("damage", ["empty", "garbage", "cut"])
+@pytest.mark.parametrize("damage", ["empty", "garbage", "cut", "one bit", "no digest"])
 def test_a_damaged_file_is_made_anew(damage: str, loud_bundle: Path, folder: Path) -> None:
     with SEEDStory(loud_bundle, threads=1) as model:
         expected = model("Hello", max_tokens=20)
     final = decoder_file(loud_bundle)
     good = final.read_bytes()
     final.unlink()  # not in place: this process may still map it
-    final.write_bytes({"empty": b"", "garbage": b"x" * 1000, "cut": good[: len(good) // 2]}[damage])
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 64
+    final.write_bytes({"empty": b"", "garbage": b"x" * 1000, "cut": good[: len(good) // 2], "one bit": flipped,
+                       "no digest": good}[damage])  # fmt: skip
+    if damage == "no digest":
+        final.with_suffix(".sha256").unlink()
     with SEEDStory(loud_bundle, threads=1) as model:
         assert model("Hello", max_tokens=20) == expected
+    assert kept(folder) == [final.name]
+    assert final.read_bytes() == good
 
 
 def test_no_home_folder_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
