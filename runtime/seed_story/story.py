@@ -70,8 +70,14 @@ class SEEDStory:
             manifest.attention,
             manifest.sink_rows,
         )
-        paths = (self.bundle.file(graph_file(VIT)), self.bundle.file(graph_file(QFORMER)))
-        self.vision = Vision(paths, manifest.story, backend=backend, threads=self.threads)
+        vit, qformer = graph_file(VIT), graph_file(QFORMER)
+        self.vision = Vision(
+            (self.bundle.file(vit), self.bundle.file(qformer)),
+            manifest.story,
+            backend=backend,
+            threads=self.threads,
+            sha256=(manifest.files[vit][0], manifest.files[qformer][0]),
+        )
         self._story: Story | None = None  # whose the cache is now
         self._stories: weakref.WeakSet[Story] = weakref.WeakSet()  # it and its forks
 
