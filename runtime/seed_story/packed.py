@@ -14,6 +14,9 @@ from seed_story.checked import checked_sha256
 from seed_story.errors import UsageError
 from seed_story.files import cache_dir, file_sha256, whole_file
 
+MOST_BYTES = 2_000_000_000
+"""That packed weights may take in the cache folder, beside the newest: a dozen bundles of the default size."""
+
 
 def _cpu() -> str:
     """What the packed form depends on of this machine: its instruction sets."""
@@ -46,6 +49,18 @@ def _is_whole(packed: Path) -> bool:
         return False
 
 
+def _forget_oldest(newest: Path) -> None:
+    """Deletes what was packed longest ago, until the folder is small enough; who maps a file still keeps it."""
+    files = sorted(newest.parent.glob("*.xnnpack"), key=lambda path: path.stat().st_mtime_ns)
+    held = sum(path.stat().st_size for path in files)
+    for path in files:
+        if held <= MOST_BYTES or path == newest:
+            break
+        held -= path.stat().st_size
+        path.unlink(missing_ok=True)
+        _digest_file(path).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def packed_weights(graph_sha256: str) -> Iterator[Path | None]:
     """A path to load with; a file that this load makes gets its final name only when the load is over.
@@ -75,5 +90,6 @@ def packed_weights(graph_sha256: str) -> Iterator[Path | None]:
             with whole_file(_digest_file(final)) as part:
                 part.write_text(file_sha256(made))
             made.replace(final)
+            _forget_oldest(final)
     finally:
         made.unlink(missing_ok=True)

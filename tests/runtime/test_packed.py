@@ -78,6 +78,17 @@ def test_a_disk_that_fills_up_is_no_obstacle(folder: Path, monkeypatch: pytest.M
     assert list(folder.iterdir()) == []
 
 
+def test_the_oldest_are_forgotten_when_there_is_too_much(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "MOST_BYTES", 25)
+    for age, name in enumerate("abcd"):
+        with packed_weights(name) as path:
+            assert path is not None
+            path.write_bytes(b"ten bytes." if name != "d" else b"x" * 30)
+        os.utime(packed_path(name), (age, age))
+        expected = {"a": "a", "b": "ab", "c": "bc", "d": "d"}[name]
+        assert kept(folder) == sorted(packed_path(one).name for one in expected)
+
+
 def test_what_a_killed_load_left_is_not_built_upon(folder: Path) -> None:
     folder.mkdir(parents=True)
     packed_path("abc").with_suffix(f".{os.getpid()}.part").write_bytes(b"half")
