@@ -12,6 +12,9 @@ MODEL = seed-story-135m
 RECIPE = int8
 # Those that quality-peers compares.
 RECIPES = $(RECIPE)
+# Those of our bundles that bench-peers needs, and the peers to measure (by default all).
+BASES = float32 int8 int4
+PEERS =
 OUT = build/story
 # The float32 bundle that others are measured beside, and the bundles to measure (by default OUT).
 FLOAT = build/float32
@@ -45,8 +48,6 @@ TRAINTOOLS = $(VENV)/.train-ready
 TESTTOOLS = $(VENV)/.test-ready
 # The runtime's dependencies as files: a test installs the device wheel from them, without network.
 WHEELS = $(VENV)/wheels
-# A peer gets a venv of its own.
-LLAMA = .venv-llama-cpp
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
 .PHONY: help setup export story storybook train evaluate quality certify test test-slow check format wheel bench bench-peers quality-peers clean
@@ -112,25 +113,16 @@ bench: $(WORKSTATION) ## This project's own speed and memory, part by part (expo
 	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
 	@$(BIN)/python -m benchmarks.bench --bundle "$$OUT"
 
-# llama-cpp-python is compiled on the machine that runs it, so it needs a C++ compiler and cmake, and some minutes.
-bench-peers: $(WORKSTATION) ## Speed beside llama.cpp on the same weights, in one interleaved run
-	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
-	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
-	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet 'llama-cpp-python==0.3.36'
-	$(BIN)/python -m benchmarks.peers --bundle "$$OUT" --llama-python $(LLAMA)/bin/python \
-	  --gguf "$$($(BIN)/python -c 'from model.presets import SEED_STORY_135M as m; print(m.decoder.fetch())')"
+# Peers get the files as they are downloaded, so ours are made of them without what training added.
+build/base-%/manifest.json: | $(WORKSTATION)
+	$(BIN)/python -m export --model $(MODEL) --checkpoint none --recipe $* --out build/base-$*
 
-# The base model's decoder, without what training added: that is what the GGUF file holds.
-quality-peers: $(WORKSTATION) ## What quantization costs beside llama.cpp's, on the same weights and text
-	@for recipe in float32 $(RECIPES); do \
-	  [ -f "build/base-$$recipe/manifest.json" ] || \
-	    $(BIN)/python -m export --model $(MODEL) --checkpoint none --recipe $$recipe --out "build/base-$$recipe" || exit 1; \
-	done
-	@[ -x $(LLAMA)/bin/python ] || $(BIN)/python -m venv $(LLAMA)
-	@$(LLAMA)/bin/python -m pip --disable-pip-version-check install --quiet 'llama-cpp-python==0.3.36'
-	$(BIN)/python -m benchmarks.quality_peers $(RECIPES:%=build/base-%) --reference build/base-float32 --data "$$DATA" \
-	  --llama-python $(LLAMA)/bin/python \
-	  --gguf "$$($(BIN)/python -c 'from model.presets import SEED_STORY_135M as m; print(m.decoder.fetch())')"
+# Each peer is installed into a venv under build/peers; one that can't be is named in the table.
+bench-peers: $(WORKSTATION) $(BASES:%=build/base-%/manifest.json) ## Speed beside other engines on the same weights, in one interleaved run (PEERS=... for some)
+	$(BIN)/python -m benchmarks.peers $(if $(PEERS),--only $(PEERS))
+
+quality-peers: $(WORKSTATION) $(RECIPES:%=build/base-%/manifest.json) build/base-float32/manifest.json ## What quantization costs beside llama.cpp's, on the same weights and text
+	$(BIN)/python -m benchmarks.quality_peers $(RECIPES:%=build/base-%) --reference build/base-float32 --data "$$DATA"
 
 clean: ## Remove the bundle OUT and what else was built; the data set, trainings, .venv and the weights stay
 	rm -rf "$$OUT" dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

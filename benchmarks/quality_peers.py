@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.peers.files import Workshop
+from benchmarks.peers.table import LLAMA_CPP, gguf
+from benchmarks.peers.venvs import Gap, peer_environment
 from quantization.fidelity import Divergence, Place, divergence, figures, log_softmax
 from quantization.reference import check_reference
 from quantization.render import figure, table
@@ -30,7 +33,7 @@ from seed_story.contract import DECODER
 from seed_story.device import cpu_model
 from seed_story.errors import SeedStoryError
 from seed_story.files import cache_dir
-from seed_story.output import exit_code, prepare, write, write_json
+from seed_story.output import exit_code, note, prepare, write, write_json
 from seed_story.story import SEEDStory
 from training.data import IGNORE, Example, read_stories
 from training.evaluation.perplexity import forced_logits
@@ -48,13 +51,12 @@ class Peer:
     """
 
     def __init__(self, python: str, gguf: Path, kind: str, *, threads: int, most: int, scratch: Path) -> None:
-        target = cache_dir() / "benchmarks" / f"{gguf.stem}.{kind}.gguf"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        command = [python, str(_WORKER), str(gguf), str(threads), str(most), kind, str(target)]
+        command = [python, str(_WORKER), str(gguf), str(threads), str(most)]
         self.kind, self._file = kind, scratch / f"{kind}.npy"
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8",
+            env=peer_environment(),
+        )  # fmt: skip
         hello = self._read()
         self.version, self.bytes = str(hello["version"]), int(hello["bytes"])
 
@@ -114,7 +116,7 @@ def walk(
 
 
 def compare(
-    reference: Bundle, bundles: Sequence[Bundle], *, gguf: Path, python: str, stories: Path, tokens: int, threads: int
+    reference: Bundle, bundles: Sequence[Bundle], *, workshop: Workshop, stories: Path, tokens: int, threads: int
 ) -> list[dict[str, Any]]:
     """A row of figures for each bundle and each of `KINDS`.
 
@@ -122,11 +124,15 @@ def compare(
         SeedStoryError: the bundles can't be compared, or llama.cpp fails.
     """
     check_reference(reference, bundles)
+    try:
+        python, files = workshop.python(LLAMA_CPP), {kind: workshop.path(gguf(kind)) for kind in KINDS}
+    except Gap as gap:
+        raise SeedStoryError("llama.cpp can't be compared with", got=gap, expected=LLAMA_CPP.pins[0]) from gap
     most = reference.manifest.cache.slots
     with ExitStack() as opened:
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         models = [opened.enter_context(SEEDStory(bundle, threads=threads)) for bundle in (reference, *bundles)]
-        peers = [Peer(python, gguf, kind, threads=threads, most=most, scratch=scratch) for kind in KINDS]
+        peers = [Peer(python, files[kind], kind, threads=threads, most=most, scratch=scratch) for kind in KINDS]
         for peer in peers:
             opened.callback(peer.close)
         places, found = walk(models, peers, texts(stories), tokens)
@@ -143,8 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality_peers", description=__doc__)
     parser.add_argument("bundles", nargs="+", type=Path, help="bundles of the GGUF file's weights (--checkpoint none)")
     parser.add_argument("--reference", type=Path, required=True, help="their float32 bundle")
-    parser.add_argument("--gguf", type=Path, required=True, help="the file that they were made from")
-    parser.add_argument("--llama-python", required=True, help="the Python of a venv with llama-cpp-python")
+    parser.add_argument("--venvs", type=Path, default=Path("build/peers"), help="of llama.cpp (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("build/storybook"), help="held-out stories: test.jsonl")
     parser.add_argument("--tokens", type=whole(1), default=2000, help="compare at so many (default: %(default)s)")
     parser.add_argument("--threads", type=whole(1), default=2)
@@ -153,9 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    workshop = Workshop(args.venvs.absolute(), cache_dir() / "benchmarks" / "peers", note)
     rows = compare(
-        Bundle.open(args.reference), [Bundle.open(path) for path in args.bundles], gguf=args.gguf,
-        python=args.llama_python, stories=args.data / "test.jsonl", tokens=args.tokens, threads=args.threads,
+        Bundle.open(args.reference), [Bundle.open(path) for path in args.bundles], workshop=workshop,
+        stories=args.data / "test.jsonl", tokens=args.tokens, threads=args.threads,
     )  # fmt: skip
     shown = [["engine", "decoder, MB", "perplexity ratio", "mean KL, nat", "p99 KL", "top-1, %", "top-5, %"]]
     columns = (("perplexity_ratio", ".4f", 1), ("mean_kl", ".5f", 1), ("p99_kl", ".4f", 1),

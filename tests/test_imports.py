@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "quantization": {"seed_story", "training"},  # its report measures on held-out stories, as training reads them
     "training": {"model", "seed_story"},
     "export": {"model", "quantization", "seed_story"},
-    "benchmarks": {"quantization", "seed_story", "training"},
+    "benchmarks": {"model", "quantization", "seed_story", "training"},  # peers are given the model's weights
     "demo_app": {"seed_story"},
 }
 DEVICE_PACKAGES = {"numpy", "PIL", "tokenizers", "ai_edge_litert"}

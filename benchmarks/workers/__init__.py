@@ -1,5 +1,5 @@
-"""One process for each engine: reads a job a line on standard input, answers with times a line on standard output.
+"""The engines that are measured, each a process of its own in a Python that has it.
 
-A job is `{"tokens": [...], "steps": n}`: start over, read the tokens at once, then decode n single tokens. The answer
-is `{"prefill_s": float, "step_s": [float, ...], "peak_rss_mib": float}`. A first line tells engine and version.
+`serve.py MODULE ARGUMENT...` runs one: it imports the sibling MODULE, makes its `Engine`, and answers jobs. All times
+are taken there, the same way for all. Nothing here but `seed_story_*` imports anything of this project.
 """

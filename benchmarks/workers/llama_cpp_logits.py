@@ -1,7 +1,6 @@
 """llama.cpp's logits of whole texts; runs in a venv of its own, so it imports nothing of this project.
 
-Arguments: the GGUF file, the number of threads, and the most tokens of a text. With two more, a type (a name of
-`TYPES`) and a file, first requantizes to there.
+Arguments: the GGUF file, the number of threads, and the most tokens of a text.
 
 Reads a job a line on standard input, `{"tokens": [...], "file": "logits.npy"}`: starts over, reads the tokens, and
 writes what follows each of them, float32 `[tokens, vocab]`. Answers with a line `{}`. A first line tells the version.
@@ -14,32 +13,10 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-TYPES = {
-    "F32": llama_cpp.LLAMA_FTYPE_ALL_F32,
-    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "Q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
-    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-}
-
-
-def requantize(source: str, kind: str, target: Path) -> None:
-    """Writes `target`: `source` as one of `TYPES`."""
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize = TYPES[kind], True
-    part = target.with_suffix(".part")
-    if llama_cpp.llama_model_quantize(source.encode(), str(part).encode(), params) != 0:
-        raise SystemExit("llama.cpp could not requantize the file")
-    part.replace(target)
-
 
 def main() -> None:
     """Answers jobs until standard input ends."""
     path, threads, most = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    if len(sys.argv) > 4:
-        target = Path(sys.argv[5])
-        if not target.is_file():
-            requantize(path, sys.argv[4], target)
-        path = str(target)
     model = llama_cpp.Llama(path, n_ctx=most, n_batch=most, n_threads=threads, n_threads_batch=threads,
                             logits_all=True, verbose=False)  # fmt: skip
     print(json.dumps({"version": llama_cpp.__version__, "bytes": Path(path).stat().st_size}), flush=True)

@@ -1,49 +1,32 @@
-"""llama.cpp through llama-cpp-python; runs in a venv of its own, so it imports nothing of this project.
+"""llama.cpp through llama-cpp-python."""
 
-Arguments: the GGUF file, and the number of threads. With a third argument, first requantizes the file to Q8_0 there.
-"""
-
-import json
-import resource
-import sys
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import llama_cpp
+import numpy as np
 
 
-def requantize(source: str, target: str) -> None:
-    """Writes `target`: `source` as Q8_0."""
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
-    params.allow_requantize = True
-    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), params) != 0:
-        raise SystemExit("llama.cpp could not requantize the file")
+class Engine:
+    """A GGUF file, a context of `slots` tokens, and flash attention or not (`on`, `off`)."""
 
+    version = llama_cpp.__version__
 
-def main() -> None:
-    """Answers jobs until standard input ends."""
-    path, threads = sys.argv[1], int(sys.argv[2])
-    if len(sys.argv) > 3:
-        if not Path(sys.argv[3]).is_file():
-            requantize(path, sys.argv[3])
-        path = sys.argv[3]
-    model = llama_cpp.Llama(path, n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
-    print(json.dumps({"engine": f"llama.cpp ({Path(path).stem})", "version": llama_cpp.__version__}), flush=True)
-    for line in sys.stdin:
-        job = json.loads(line)
-        model.reset()
-        started = time.perf_counter()
-        model.eval(job["tokens"])
-        prefill_s = time.perf_counter() - started
-        step_s = []
-        for token in job["tokens"][: job["steps"]]:
-            started = time.perf_counter()
-            model.eval([token])
-            step_s.append(time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"prefill_s": prefill_s, "step_s": step_s, "peak_rss_mib": peak}), flush=True)
+    def __init__(self, path: str, threads: str, slots: str, flash: str) -> None:
+        self._model = llama_cpp.Llama(
+            path, n_ctx=int(slots), n_batch=512, n_ubatch=512, n_threads=int(threads), n_threads_batch=int(threads),
+            flash_attn=flash == "on", verbose=False,
+        )  # fmt: skip
+        self._vocabulary = self._model.n_vocab()
 
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._model.reset()
 
-if __name__ == "__main__":
-    main()
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Goes on by the tokens."""
+        self._model.eval(tokens)
+
+    def logits(self) -> object:
+        """What follows the last token, float32 `[vocab]`."""
+        found = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
+        return np.ctypeslib.as_array(found, (self._vocabulary,))

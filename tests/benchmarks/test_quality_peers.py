@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.peers.files import Made
+from benchmarks.peers.venvs import Gap, Venv
 from benchmarks.quality_peers import KINDS, Peer, main
 from seed_story.errors import SeedStoryError
 from seed_story.story import SEEDStory
@@ -17,8 +19,9 @@ from tests.training.held_out import CAPTIONS
 
 FAKE = """
 import json, sys
+from pathlib import Path
 import numpy as np
-kind = sys.argv[4]
+kind = Path(sys.argv[1]).stem
 print(json.dumps({"version": "0", "bytes": 1000 + len(kind)}), flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -30,18 +33,30 @@ for line in sys.stdin:
 """
 
 
+class Lent:
+    """A workshop that has everything."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def python(self, _: Venv) -> str:
+        return sys.executable
+
+    def path(self, made: Made) -> Path:
+        return Path(made.name)
+
+
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "worker.py"
     file.write_text(FAKE.replace("FAILS", "False"))
     monkeypatch.setattr("benchmarks.quality_peers._WORKER", file)
-    monkeypatch.setenv("SEED_STORY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("benchmarks.quality_peers.Workshop", Lent)
     return file
 
 
 def arguments(loud_int8: Path, loud_bundle: Path, held_out: Path) -> list[str]:
-    given = (loud_int8, "--reference", loud_bundle, "--gguf", "x.gguf", "--llama-python", sys.executable, "--data",
-             held_out, "--tokens", "20", "--threads", "1")  # fmt: skip
+    given = (loud_int8, "--reference", loud_bundle, "--data", held_out, "--tokens", "20", "--threads", "1")  # fmt: skip
     return [*map(str, given)]
 
 
@@ -76,3 +91,19 @@ def test_a_worker_that_ends(
     worker.write_text("raise SystemExit(3)")
     with pytest.raises(SeedStoryError, match="has ended; got 3"):
         Peer(sys.executable, Path("x.gguf"), "F32", threads=1, most=8, scratch=worker.parent)
+
+
+@pytest.mark.usefixtures("worker")
+def test_no_llama_cpp(
+    loud_int8: Path,
+    loud_bundle: Path,
+    held_out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object) -> str:
+        raise Gap("no compiler")
+
+    monkeypatch.setattr(Lent, "python", refuse)
+    assert main(arguments(loud_int8, loud_bundle, held_out)) == 1
+    assert "llama.cpp can't be compared with; got no compiler" in capsys.readouterr().err
