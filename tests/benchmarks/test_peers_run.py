@@ -37,13 +37,14 @@ if how == "absent":
     raise SystemExit("no module named engine")
 print(json.dumps({"version": "7"}), flush=True)
 turns = 0
+uneven = [1, 1, 3, 1, 2] if how == "uneven" else [1] * 5
 for line in sys.stdin:
     job = json.loads(line)
     said = {"peak_rss_mib": 100 * pace + turns}
     if "picture" in job:
         if job["file"]:
             np.save(job["file"], np.eye(4, 8)[:, :: -1 if how == "other" else 1] * (1 + job["picture"]))
-        taken = [pace * 2.0**turns] * job["repeats"]
+        taken = [pace * 2.0**turns * uneven[turns]] * job["repeats"]
         said |= {"step_s": taken}
         turns += job["repeats"] > 0
     else:
@@ -53,7 +54,7 @@ for line in sys.stdin:
             raise SystemExit("out of memory")
         if measured and turns == 1 and how == "hangs":
             time.sleep(600)
-        steps = [pace * 2.0**turns] * (job["steps"] if how != "stops" else job["steps"] // 3)
+        steps = [pace * 2.0**turns * uneven[turns]] * (job["steps"] if how != "stops" else job["steps"] // 3)
         nearest = sum(job["tokens"]) % 7 + (how == "other")
         said |= {"prefill_s": 10 * pace * 2.0**turns, "step_s": steps, "next": nearest}
         turns += measured
@@ -75,6 +76,7 @@ def tokenizer() -> StoryTokenizer:
                 merges.append((made, letter))
                 vocabulary[made + letter] = len(vocabulary)
             made += letter
+    vocabulary["Ġzzz"] = len(vocabulary)  # no merges lead to it, so that no text is read as it
     plain = Tokenizer(BPE(vocabulary, merges))
     plain.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
     plain.decoder = ByteLevelDecoder()
@@ -177,6 +179,13 @@ def test_other_features(measured: Callable[..., dict[str, Result]]) -> None:
 def test_ours_must_not_fail(measured: Callable[..., dict[str, Result]], how: str) -> None:
     with pytest.raises(SeedStoryError, match="the int8, decoder, can't be measured"):
         measured(engine("good", "good", 1, "int8"), ours=(engine("int8", how, 1),))
+
+
+def test_a_median_of_ratios_is_no_ratio_of_medians(measured: Callable[..., dict[str, Result]]) -> None:
+    peers = [engine("uneven", "uneven", 2, "int8")]
+    found = to_json(peers, measured(*peers))
+    assert (found["ratio_quartiles"]["decode_vs_uneven"], found["ratios"]["decode_vs_uneven"]) == ([2, 3, 4.5], 3)
+    assert found["engines"]["uneven"]["decode_tokens_per_second"][1] == pytest.approx((1 / 16 + 1 / 24) / 2, abs=1e-3)
 
 
 def test_only_those_of_ours_that_are_compared(measured: Callable[..., dict[str, Result]]) -> None:
