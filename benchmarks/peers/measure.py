@@ -20,11 +20,10 @@ REST_S = 0.1
 _PASSAGE = (
     "The little fox lived at the edge of the forest, where the river was wide and slow. Every morning she went down "
     "to the water to drink, and every morning an old heron stood there on one leg and said nothing. One day the heron "
-    "was gone. The fox waited until noon, and then she walked along the bank to look for him. She asked the frogs, but "
-    "they only laughed. She asked the ducks, and they told her that the heron had flown to the sea because he was old."
+    "was gone. The fox waited until noon, and then she walked along the bank to look for him."
 )
 _FEWEST_WORDS = 100
-_PREFIXES = range(12, 108, 4)  # tokens of the passage, after which the most probable next one is asked for
+_PREFIXES = range(8, 56, 2)  # tokens of the passage, after which the most probable next one is asked for
 
 
 class Asked(Protocol):

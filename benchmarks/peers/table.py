@@ -1,4 +1,4 @@
-"""Who is measured, and beside which of this project's bundles. Data, no code."""
+"""Who is measured, what each is installed from and loads, and beside which of this project's bundles."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _own(recipe: str, kind: Literal["decoder", "vit"]) -> Engine:
 
 
 def _llama(key: str, kind: str, file: Made, ours: str) -> Engine:
-    given = (file, "{threads}", "{slots}", "on")
+    given = (file, "{threads}", "{slots}")
     return Engine(key, f"llama.cpp {kind}", "decoder", LLAMA_CPP, "llama_cpp_worker", given, (ours,))
 
 
