@@ -77,12 +77,12 @@ class GraphClock:
     @contextmanager
     def on(self, decoder: Decoder) -> Iterator[None]:
         """Counts while it is open."""
-        for graph in decoder.signatures:
+        for graph in decoder.signatures.values():
             graph.run = self._timed(graph.run)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for graph in decoder.signatures:
+            for graph in decoder.signatures.values():
                 del graph.run
 
     def _timed(self, run: Callable[[], None]) -> Callable[[], None]:

@@ -92,10 +92,11 @@ class Clock:
                 delattr(cache, name)
 
     def _timed(self, call: Any) -> Any:
-        def timed(*args: Any) -> None:
+        def timed(*args: Any) -> Any:
             started = time.thread_time_ns()
-            call(*args)
+            answer = call(*args)
             self.us += (time.thread_time_ns() - started) / 1e3
+            return answer
 
         return timed
 

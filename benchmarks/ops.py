@@ -113,7 +113,7 @@ def profile(file: Path, index: int, signature: LiteRtSignature, *, threads: int,
 def _run(args: argparse.Namespace) -> int:
     with SEEDStory(args.bundle, threads=args.threads) as model:
         decoder, bundle = model.decoder, model.bundle
-        entries = dict(zip((s.name for s in bundle.manifest.contract[DECODER]), decoder.signatures, strict=True))
+        entries = decoder.signatures
         if args.signature not in entries:
             raise UsageError("the decoder has no such signature", got=args.signature, expected=", ".join(entries))
         vocab = bundle.manifest.story.llama.vocab_size

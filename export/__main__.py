@@ -47,7 +47,8 @@ def _run(args: argparse.Namespace) -> int:
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
     if args.trim_vocabulary:
         source = trim_source(source, read_corpus(args.trim_vocabulary))
-    options = ExportOptions(cache, tuple(args.prefill), not args.no_attention, args.force, args.calibration)
+    options = ExportOptions(cache, tuple(args.prefill), not args.no_attention, args.force, args.calibration,
+                            args.verify)  # fmt: skip
     bundle = export_bundle(source, recipe, args.out, options)
     print(summary(bundle))
     if not source.qformer_trained:
@@ -101,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
                         help=f"a smaller decoder without {DECODE_ATTENTION}, which {ATTENTION_MASS} needs")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="+", default=list(PREFILL_SIZES), metavar="N",
                         help="chunk sizes of the prefill graphs (default: 16 64 128)")  # fmt: skip
+    parser.add_argument("--verify", type=whole(2), default=0, metavar="K",
+                        help="a decoder that tests K tokens in one run, to speculate with: much faster where a story "
+                        "repeats itself, as at temperature 0 (8 is good; default: none)")  # fmt: skip
     parser.add_argument("--trim-vocabulary", type=Path, metavar="CORPUS",
                         help="keep only the tokens that this text file or StoryStream .jsonl uses")  # fmt: skip
     parser.add_argument("--force", action="store_true",

@@ -25,10 +25,12 @@ import tensorflow as tf
 
 from seed_story.config import LlamaConfig, kept_limit
 from seed_story.contract import (
+    BLOCK_K,
+    BLOCK_V,
     EMBED,
+    PLACE,
     Signature,
-    decoder_attention_step,
-    decoder_step,
+    decoder_signatures,
     key_cache,
     scales_of,
     sinks_of,
@@ -111,6 +113,7 @@ def write_skeleton(
     attention: bool = False,
     rotated: bool = False,
     sink_rows: int | None = None,
+    verify: int = 0,
 ) -> bytes:
     """Traces all signatures and converts them: a `.tflite` whose weights are still inputs.
 
@@ -119,15 +122,14 @@ def write_skeleton(
         attention: whether `decode_attention` is among them.
         rotated: as in `weight_shapes`.
         sink_rows: float32 rows beside an int8 cache; None for a float32 cache.
+        verify: K of the `verify_K` among them, or 0 for none.
     """
     shapes = weight_shapes(config, rotated=rotated)
     functions = {EMBED: _trace_embed(shapes)}
-    steps = [(decoder_step(config, slots, size, sink_rows), size) for size in (*prefill_sizes, 1)]
-    if attention:
-        steps.append((decoder_attention_step(config, slots, sink_rows), 1))
-    for step, size in steps:
-        traced = _Step(config, slots, size) if sink_rows is None else _Int8Step(config, slots, size, sink_rows)
-        functions[step.name] = _trace_step(traced, step, shapes)
+    _, *steps = decoder_signatures(config, slots, prefill_sizes, attention, sink_rows, verify)
+    for step in steps:
+        kind = _Step if sink_rows is None else _Int8Step
+        functions[step.name] = _trace_step(kind(config, slots, step), step, shapes)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))
     return bytes(converter.convert())
@@ -177,11 +179,19 @@ def _parted(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
 
 
 class _Step:
-    """`prefill_N` or `decode`. Shapes in comments: n tokens, v key/value heads, g queries for each, d head_dim."""
+    """`prefill_N`, `decode` or `verify_K`.
 
-    def __init__(self, config: LlamaConfig, slots: int, size: int) -> None:
-        self.config, self.slots, self.n = config, slots, size
-        self.columns = slots  # of the scores, without the chunk's own
+    Shapes in comments: n tokens, m columns of their own, v key/value heads, g queries for each, d head_dim.
+    """
+
+    def __init__(self, config: LlamaConfig, slots: int, signature: Signature) -> None:
+        shapes = {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
+        self.config, self.slots, self.n = config, slots, shapes["embeddings"][0]
+        self.answers = shapes["logits"][0]
+        self.block = shapes[PLACE][0] if PLACE in shapes else 0
+        self.m = self.block or self.n
+        self.few = self.n == 1 or self.block > 0  # sums in the order of single tokens, to come to the same bits
+        self.columns = shapes["mask"][1] - self.m
         self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,7 +199,7 @@ class _Step:
         shared = {
             "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
             "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),
-            "mask": tf.reshape(inputs["mask"], [1, self.n, self.columns + self.n]),
+            "mask": tf.reshape(inputs["mask"], [1, self.n, self.columns + self.m]),
         }
         if "region" in inputs:
             shared["region"] = tf.reshape(inputs["region"], [1, 2, 1, self.slots])
@@ -201,15 +211,15 @@ class _Step:
             keys.append(key)
             values.append(value)
             weights.append(weight)
-        last = self._norm(tf.slice(x, [self.n - 1, 0], [1, self.config.hidden_size]))
+        last = self._norm(tf.slice(x, [self.n - self.answers, 0], [self.answers, self.config.hidden_size]))
         last = _matmul(last, inputs[ROTATED_NORM]) if ROTATED_NORM in inputs else last * inputs[NORM]
         head = inputs[TABLE if self.config.tie_word_embeddings else HEAD]
         made = {"logits": _matmul(last, head), "k": tf.stack(keys), "v": tf.stack(values)}
         return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
 
     def _mean_attention(self, weights: Sequence[Tensor]) -> Tensor:
-        """One token's softmax weights of all layers, `[v, g, columns + 1]`, to their mean `[1, columns + 1]`."""
-        heads = tf.reshape(functools.reduce(tf.add, weights), [self.v * self.g, self.columns + 1])
+        """One token's softmax weights of all layers, `[v, g, columns + m]`, to their mean `[1, columns + m]`."""
+        heads = tf.reshape(functools.reduce(tf.add, weights), [self.v * self.g, self.columns + self.m])
         return tf.reduce_mean(heads, 0, keepdims=True) * (1 / self.config.num_layers)
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -229,12 +239,21 @@ class _Step:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, v, g, d = self.n, self.v, self.g, self.d
         queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
-        scores = tf.concat(self._scores(queries, key, layer, inputs, shared), axis=-1)  # [v, rows, columns + n]
+        keys, values = (self._in_block(*one, layer, inputs) for one in ((key, BLOCK_K), (value, BLOCK_V)))
+        scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
-        mixed = self._mixed(weights, value, layer, inputs)  # [v, rows, d]
+        mixed = self._mixed(weights, values, layer, inputs)  # [v, rows, d]
         if n > 1:
             mixed = tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2])
         return tf.reshape(mixed, [n, v * g * d]), key, value, weights
+
+    def _in_block(self, new: Tensor, name: str, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Keys or values of the tokens `[v, n, d]`, in their places among those of their block `[v, m, d]`."""
+        if not self.block:
+            return new
+        shape = [self.v, self.block, self.d]
+        held = tf.reshape(tf.slice(inputs[name], [layer, 0, 0, 0], [1, *shape]), shape)
+        return held + new * tf.reshape(inputs[PLACE], [1, self.block, 1])
 
     def _scores(
         self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
@@ -242,21 +261,21 @@ class _Step:
         """What queries `[v, 2 rows, d]` say to the cache and to the chunk's own `key`: columns to be put side by side.
 
         The first k slots may be kept or the ring's: both rotations score them, and the unwanted half is multiplied
-        away. A single token does so with all slots: of few scores that costs less than cutting the cache.
+        away. Few tokens do so with all slots: of few scores that costs less than cutting the cache.
         """
         v, rows, slots, cache = self.v, queries.shape[1] // 2, self.slots, inputs[key_cache(layer)]
-        k = slots if self.n == 1 else kept_limit(slots)
+        k = slots if self.few else kept_limit(slots)
         both = tf.matmul(queries, _rows(cache, 0, k), transpose_b=True)
         both = tf.reshape(both, [v, 2, rows, k]) * tf.slice(shared["region"], [0, 0, 0, 0], [1, 2, 1, k])
         ring, kept = (tf.slice(both, [0, i, 0, 0], [v, 1, rows, k]) for i in (0, 1))
-        others = key if self.n == 1 else tf.concat([_rows(cache, k, slots), key], axis=1)
+        others = key if self.few else tf.concat([_rows(cache, k, slots), key], axis=1)
         by_position = tf.matmul(_rows(queries, 0, rows), others, transpose_b=True)
         return [tf.reshape(ring + kept, [v, rows, k]), by_position]
 
     def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Values by their weights `[v, rows, columns + n]`: `[v, rows, d]`; `value` is the chunk's own."""
+        """Values by their weights `[v, rows, columns + m]`: `[v, rows, d]`; `value` `[v, m, d]` is the chunk's own."""
         cache = inputs[value_cache(layer)]
-        if self.n == 1:
+        if self.few:
             old, new = _parted(weights, self.slots)
             return tf.matmul(old, cache) + tf.matmul(new, value)
         return tf.matmul(weights, tf.concat([cache, value], axis=1))
@@ -283,7 +302,7 @@ class _Step:
     def _masked(self, scores: Tensor, mask: Tensor) -> Tensor:
         if self.n == 1:
             return scores + mask
-        by_head = tf.reshape(scores, [self.v * self.g, self.n, self.columns + self.n]) + mask
+        by_head = tf.reshape(scores, [self.v * self.g, self.n, self.columns + self.m]) + mask
         return tf.reshape(by_head, scores.shape)
 
 
@@ -291,12 +310,8 @@ class _Int8Step(_Step):
     """A step that reads int8 keys and values of all slots, and float32 rows of the kept ones beside them.
 
     So each row of the cache is scored by one rotation only. A single token scales scores and weights, of which there
-    are few; a chunk scales the cache's rows.
+    are few, and so does `verify_K`, to come to the same bits; a prefill scales the cache's rows.
     """
-
-    def __init__(self, config: LlamaConfig, slots: int, size: int, sink_rows: int) -> None:
-        super().__init__(config, slots, size)
-        self.columns = slots + sink_rows
 
     def _scores(
         self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
@@ -318,8 +333,8 @@ class _Int8Step(_Step):
         # Reshaped, since XNNPACK keeps a copy of what a product reads straight from a DEQUANTIZE: 95 MB a signature.
         codes = tf.cast(tf.reshape(inputs[cache], [self.v * self.slots, self.d]), tf.float32)
         codes = tf.reshape(codes, [self.v, self.slots, self.d])
-        return codes if self.n == 1 else codes * tf.reshape(inputs[scales_of(cache)], [self.v, self.slots, 1])
+        return codes if self.few else codes * tf.reshape(inputs[scales_of(cache)], [self.v, self.slots, 1])
 
     def _scaled(self, x: Tensor, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Scores or weights `[v, rows, slots]` of codes as those of the rows, unless the rows are scaled already."""
-        return x * inputs[scales_of(cache)] if self.n == 1 else x
+        return x * inputs[scales_of(cache)] if self.few else x

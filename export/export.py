@@ -70,9 +70,11 @@ class ExportOptions:
         attention: whether the decoder gets `decode_attention`, which the picture eviction `attention-mass` needs.
         force: write a bundle that misses its recipe's bounds, marked in its manifest.
         calibration: a folder of stories with pictures (`quantization/calibration.py`), read by recipes that need it.
+        verify: K of the `verify_K` graph, with which a session can speculate; 0 for none.
 
     Raises:
-        UsageError: a size is below 2, or given twice; or the cache needs `decode_attention`.
+        UsageError: a size is below 2, or given twice; K is more than the ring, or there is no prefill beside it; or the
+            cache needs `decode_attention`.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -80,11 +82,15 @@ class ExportOptions:
     attention: bool = True
     force: bool = False
     calibration: Path = CALIBRATION
+    verify: int = 0
 
     def __post_init__(self) -> None:
         sizes = self.prefill_sizes
         if min(sizes, default=2) < 2 or len(set(sizes)) < len(sizes):
             raise UsageError("a prefill size is impossible", got=sizes, expected="different sizes of 2 or more")
+        if self.verify and not (sizes and 2 <= self.verify <= self.cache.ring):
+            raise UsageError("the graph that verifies guesses is impossible", got=f"{self.verify} tokens",
+                             expected=f"2 to {self.cache.ring}, beside a prefill")  # fmt: skip
         if self.cache.needs_attention and not self.attention:
             raise UsageError(f"the picture eviction {ATTENTION_MASS} needs the attention", got="--no-attention")
 
@@ -145,7 +151,7 @@ def _write_decoder(
     llama, entries, rotated = source.model.config.llama, recipe.graphs[DECODER], recipe.rotated
     cache, sizes = options.cache, options.prefill_sizes
     skeleton = write_skeleton(llama, cache.slots, sizes, work / DECODER, attention=options.attention, rotated=rotated,
-                              sink_rows=cache.sink_rows(recipe.cache))  # fmt: skip
+                              sink_rows=cache.sink_rows(recipe.cache), verify=options.verify)  # fmt: skip
     bar.update(2)
     raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
     make = functools.partial(
@@ -202,7 +208,9 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
     with packed_weights(file_sha256(file)) as packed:
         graph = open_graph(file, threads=threads, packed=packed)
     sink_rows = options.cache.sink_rows(recipe.cache)
-    decoder = Decoder(graph, config.llama, options.cache, options.prefill_sizes, options.attention, sink_rows)
+    decoder = Decoder(
+        graph, config.llama, options.cache, options.prefill_sizes, options.attention, sink_rows, options.verify
+    )
     ids = StoryTokenizer(part / TOKENIZER).encode(STORY.read_text(encoding="utf-8"))
     ids = decoder_tokens(decoder, ids)
     bar.total = bar.n + 1 + len(ids)
@@ -241,6 +249,7 @@ def _manifest(
         weights=fingerprint(source.model),
         missed_bounds=missed,
         cache_dtype=recipe.cache,
+        verify=options.verify,
     )
 
 

@@ -63,6 +63,7 @@ class Manifest:
         missed_bounds: figures of the gate outside their recipe's bounds, `got` and `bound` of each: of a bundle that
             was written all the same (`export --force`).
         cache_dtype: of the keys and values in the cache, one of `CACHE_DTYPES`.
+        verify: K of the `verify_K` signature; 0 where there is none.
     """
 
     name: str
@@ -81,11 +82,12 @@ class Manifest:
     weights: str = ""
     missed_bounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     cache_dtype: str = FLOAT32
+    verify: int = 0
 
     @property
     def contract(self) -> dict[str, tuple[Signature, ...]]:
         """The signatures that its graphs must have, by graph."""
-        return signatures(self.story, self.cache.slots, self.prefill_sizes, self.attention, self.sink_rows)
+        return signatures(self.story, self.cache.slots, self.prefill_sizes, self.attention, self.sink_rows, self.verify)
 
     @property
     def sink_rows(self) -> int | None:
@@ -102,6 +104,7 @@ class Manifest:
             "cache_dtype": self.cache_dtype,
             "prefill_sizes": list(self.prefill_sizes),
             "attention": self.attention,
+            "verify": self.verify,
             "prompt": {
                 "opening": self.prompt.opening,
                 "request": self.prompt.request,
@@ -155,6 +158,7 @@ class Manifest:
                 weights=str(values.get("weights", "")),
                 missed_bounds=_missed(values.get("missed_bounds", {})),
                 cache_dtype=_cache_dtype(values.get("cache_dtype", FLOAT32)),  # likewise
+                verify=int(values.get("verify", 0)),  # likewise
             )
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, ConfigError) as error:
             raise BundleError("the manifest is damaged", got=f"{type(error).__name__}: {error}",

@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from seed_story.backends.base import Array, aligned_zeros
+from seed_story.block import Block
 from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
-from seed_story.contract import MASKED, key_cache, value_cache
-from seed_story.errors import UsageError
+from seed_story.contract import MASKED, PLACE, key_cache, value_cache
+from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import ATTENTION_MASS, FIRST_AND_LAST
 from seed_story.rows import Rows
 from seed_story.snapshot import State
@@ -79,6 +80,7 @@ class SinkCache:
         llama: sizes of the decoder.
         config: geometry of the slots.
         sink_rows: float32 rows for the kept slots beside an int8 cache; None for a float32 cache.
+        verify: K where the decoder has a `verify_K`, else 0.
 
     Attributes:
         keys, values: what is in the slots; the graphs read it in place.
@@ -86,11 +88,13 @@ class SinkCache:
         slot_positions: int64 `[slots]`: absolute position of each slot's token, or EMPTY.
         position: the absolute position that the next token will get.
         tail: the ring shows no token before this position, though some may still lie there.
+        block: the tokens that came one by one lately, if there is a `verify_K`.
     """
 
-    def __init__(self, llama: LlamaConfig, config: CacheConfig, sink_rows: int | None = None) -> None:
+    def __init__(self, llama: LlamaConfig, config: CacheConfig, sink_rows: int | None = None, verify: int = 0) -> None:
         self.keys, self.values = (Rows(llama, config.slots, sink_rows) for _ in "kv")
         self.sink_rows = sink_rows
+        self.block = Block(llama, verify) if verify else None
         self._layers = llama.num_layers
         self.region = aligned_zeros((2, config.slots))
         self.slot_positions: Positions = np.empty(config.slots, np.int64)
@@ -106,12 +110,16 @@ class SinkCache:
 
         Raises:
             UsageError: another number of slots.
-            ConfigError: more kept slots than the decoder has room for.
+            ConfigError: more kept slots than the decoder has room for, or a ring smaller than a block.
         """
         config = config or self.config
         if config.slots != self.config.slots:
             raise UsageError("the cache's slots are fixed", got=config.slots, expected=self.config.slots)
         config.check_kept(self.sink_rows)
+        if self.block and config.ring < self.block.size:
+            raise ConfigError("the ring is smaller than the block of tokens that the decoder verifies",
+                              got=f"{config.ring} slots ({config.policy})", expected=f"{self.block.size} or more",
+                              hint="Keep less, or export the bundle without --verify.")  # fmt: skip
         self.config = config
         self.region[0] = np.arange(config.slots) >= config.kept
         np.subtract(1, self.region[0], out=self.region[1])
@@ -119,6 +127,8 @@ class SinkCache:
         self.values.clear(config.kept)
         self.slot_positions.fill(EMPTY)
         self.position, self.tail = 0, config.sinks
+        if self.block:
+            self.block.restart(0)
         self._pictures: deque[_Shown] = deque()  # those in the ring and those to come
         self._kept: list[_Shown] = []  # those that left it, the oldest first
 
@@ -134,7 +144,8 @@ class SinkCache:
         }
         rows = {"keys": self.keys.state(used), "values": self.values.state(used)}
         arrays = {f"{kind}{part}": array for kind, parts in rows.items() for part, array in parts.items()}
-        return State(values, {**arrays, "slot_positions": self.slot_positions.copy()})
+        block = self.block.state() if self.block else {}
+        return State(values, {**arrays, **block, "slot_positions": self.slot_positions.copy()})
 
     def restore(self, state: State) -> None:
         """Goes on where the cache of the same decoder that gave this `state` was.
@@ -149,6 +160,8 @@ class SinkCache:
             rows.restore(used, {name.removeprefix(kind): a for name, a in arrays.items() if name.startswith(kind)})
         self.slot_positions[:] = arrays["slot_positions"]
         self.position, self.tail = values["position"], values["tail"]
+        if self.block:
+            self.block.restore(self.position, arrays)
         for start, stop, group, mass in values["pictures"]:
             (self._pictures if group is None else self._kept).append(_Shown(range(start, stop), group, mass))
 
@@ -162,8 +175,19 @@ class SinkCache:
             return self.config.ring
         return min(self.config.ring, self._pictures[0].tokens.start + self.config.ring - self.position)
 
+    @property
+    def max_ahead(self) -> int:
+        """The most tokens that may be computed before it is known whether they come: 1 for none but the next.
+
+        None beyond its block; none that is asked for its attention, which comes alone.
+        """
+        if not self.block or self.asks_attention:
+            return 1
+        most = min(self.max_chunk, self.block.size - self.block.count)
+        return min(most, -self.position % ATTENTION_EVERY) if self.config.needs_attention else most
+
     def memory(self) -> dict[str, Array]:
-        """The graph inputs that live here, by contract name."""
+        """The graph inputs that live here, by contract name, without the block's."""
         memory = {"region": self.region} if self.sink_rows is None else {}
         for layer in range(self._layers):
             memory |= self.keys.memory(layer, key_cache(layer)) | self.values.memory(layer, value_cache(layer))
@@ -209,27 +233,49 @@ class SinkCache:
         if len(in_ring) >= config.picture_anchors:
             self._pictures.append(_Shown(in_ring))
 
-    def fill(self, inputs: Mapping[str, Array], count: int) -> None:
-        """Writes `cos`, `sin` and `mask` for the next `count` tokens, which are the last rows of the graph's N.
+    def fill(self, inputs: Mapping[str, Array], count: int) -> slice:
+        """Writes `cos`, `sin`, `mask` and `place` for the next `count` tokens.
 
         Args:
-            inputs: of a `prefill_N` or `decode` signature; N >= count.
+            inputs: of a `prefill_N`, `decode` or `verify_K` signature; N >= count.
+
+        Returns:
+            The tokens' rows: the graph's last, or their places in the block.
 
         Raises:
             UsageError: more tokens than `max_chunk` or N, or none.
         """
-        size, columns, config = len(inputs["cos"]), self.columns, self.config
+        size, config = len(inputs["cos"]), self.config
         if not 1 <= count <= min(size, self.max_chunk):
             raise UsageError("a chunk has no such size", got=count, expected=f"1 to {min(size, self.max_chunk)}")
-        rows, positions = slice(size - count, None), range(self.position, self.position + count)
+        block = self.block if PLACE in inputs else None
+        first = min(size - count, block.count) if block else size - count
+        rows, positions = slice(first, first + count), range(self.position, self.position + count)
         oldest = [max(position - config.ring + 1, self.tail) for position in positions]  # that each sees in the ring
         self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
         mask.fill(MASKED)
-        ring, kept = slice(config.kept, config.slots), self._kept_columns
-        np.multiply(self.slot_positions[ring] < np.array(oldest)[:, None], MASKED, out=mask[rows, ring])
-        np.multiply(self.slot_positions[: config.kept] == EMPTY, MASKED, out=mask[rows, kept])
-        mask[rows, columns + size - count :] = _causal(count)
+        ring, begin = slice(config.kept, config.slots), block.begin if block else self.position
+        hidden = self.slot_positions[ring] < np.array(oldest)[:, None]
+        if block:  # its tokens have columns of their own
+            hidden |= self.slot_positions[ring] >= begin
+        np.multiply(hidden, MASKED, out=mask[rows, ring])
+        empty = self.slot_positions[: config.kept] == EMPTY
+        empty[begin : config.sinks] = True
+        np.multiply(empty, MASKED, out=mask[rows, self._kept_columns])
+        if block:
+            self._fill_block(block, inputs[PLACE], mask[rows, self.columns :], oldest)
+        else:
+            mask[rows, self.columns + size - count :] = _causal(count)
+        return rows
+
+    def _fill_block(self, block: Block, place: Array, mask: Array, oldest: Sequence[int]) -> None:
+        """Where the next tokens are in their block, and what they see of it."""
+        count, tokens = len(oldest), block.begin + np.arange(block.size)
+        place.fill(0)
+        place[block.count : block.count + count] = 1
+        seen = (tokens >= np.array(oldest)[:, None]) | (tokens < self.config.sinks)
+        mask[seen & (tokens <= self.position + np.arange(count)[:, None])] = 0
 
     def _fill_rotations(self, cos: Array, sin: Array, positions: Sequence[int], oldest: Sequence[int]) -> None:
         kept = self.config.sinks + len(self._kept) * self.config.picture_anchors
@@ -255,6 +301,10 @@ class SinkCache:
             self.values.write(slots, values[:, :, -count:])
             self.slot_positions[slots] = positions
         self.position += count
+        if self.block and count == 1:
+            self.block.put(keys[:, :, -1], values[:, :, -1])
+        elif self.block:
+            self.block.restart(self.position)
         if self._pictures and self._pictures[0].tokens.start + self.config.ring == self.position:
             self._evict(self._pictures.popleft())
 
@@ -264,11 +314,17 @@ class SinkCache:
         return self.config.needs_attention and self.position % ATTENTION_EVERY == 0
 
     def by_slot(self, attention: Array) -> Array:
-        """An answer of `decode_attention`, `[columns + 1]`, as `[slots + 1]`: each slot's, and the token's own."""
-        if self.sink_rows is None:
-            return attention
+        """An answer of `decode_attention`, as `[slots + 1]`: each slot's, and the token's own; a view, or a copy."""
         kept, slots = self.config.kept, self.config.slots
-        return np.concatenate([attention[self._kept_columns], attention[kept:slots], attention[-1:]])
+        own = attention[self.columns :]
+        if self.sink_rows is not None:
+            attention = np.concatenate([attention[self._kept_columns], attention[kept:slots], own])
+        if self.block is None:
+            return attention
+        begin, count = self.block.begin, self.block.count
+        attention = np.append(attention[:slots], own[count])
+        attention[self.slots_of(begin + np.arange(count))] += own[:count]
+        return attention
 
     def observe(self, attention: Array) -> None:
         """Learns what the next token looks at, before `store` puts it in its slot.

@@ -21,6 +21,15 @@ The decoder never owns the cache. Its inputs and outputs, for N tokens, `prefill
     -> attention     [1, slots + 1]              how much the token looked at each slot and at itself: the softmax's
                                                  weights, their mean over layers and query heads
 
+A bundle that can verify guesses has `verify_K` for one K: `decode` for K tokens, of which the ith is the ith of a block
+(`seed_story/block.py`). It, `decode` and `decode_attention` then have K columns for the chunk instead of N, and
+
+    block_k, block_v [layers, kv_heads, K, head_dim] of the block's tokens before these, in their places; else zeros
+    place            [K, 1]                      1 where the block's tokens are these, else 0
+    mask             [N, slots + K]              the last K columns are the block's
+    -> logits        [N, vocab]                  of all N tokens
+    -> attention     [1, slots + K]
+
 Where the cache is int8, the kept slots have S float32 rows of their own beside it, and there is no `region`: cos's and
 sin's row 0 is for the int8 slots and the chunk, row 1 for the sink rows.
 
@@ -50,6 +59,9 @@ PREFILL_SIZES = (16, 64, 128)
 BEGIN_PICTURE, END_PICTURE = "<|picture|>", "<|/picture|>"
 """The control tokens around a picture's embeddings."""
 
+BLOCK_K, BLOCK_V, PLACE = "block_k", "block_v", "place"
+"""What `verify_K` and the `decode` beside it read of the block."""
+
 MASKED = -1.0e9
 """What the mask adds where a token may not look; finite, so that a row of nothing else is no NaN."""
 
@@ -57,6 +69,11 @@ MASKED = -1.0e9
 def prefill_name(size: int) -> str:
     """The signature that takes `size` tokens; `decode` takes one."""
     return DECODE if size == 1 else f"prefill_{size}"
+
+
+def verify_name(size: int) -> str:
+    """The signature that takes the rest of a block of `size` tokens and gives the logits after each of them."""
+    return f"verify_{size}"
 
 
 def key_cache(layer: int) -> str:
@@ -148,8 +165,14 @@ def cache_specs(config: LlamaConfig, slots: int, sink_rows: int | None = None) -
     )
 
 
-def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | None = None) -> Signature:
-    """`prefill_N` or `decode`; see the top of this file, and `cache_specs`."""
+def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | None = None, block: int = 0) -> Signature:
+    """`prefill_N` or `decode`; see the top of this file, and `cache_specs`.
+
+    Args:
+        block: K where this is the `decode` beside a `verify_K`, else 0.
+    """
+    held = (config.num_layers, config.num_kv_heads, block, config.head_dim)
+    beside = (TensorSpec(BLOCK_K, held), TensorSpec(BLOCK_V, held), TensorSpec(PLACE, (block, 1))) if block else ()
     new = (config.num_layers, config.num_kv_heads, size, config.head_dim)
     region = () if sink_rows is not None else (TensorSpec("region", (2, slots)),)
     return Signature(
@@ -159,17 +182,25 @@ def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | No
             TensorSpec("cos", (size, 2, config.head_dim)),
             TensorSpec("sin", (size, 2, config.head_dim)),
             *region,
-            TensorSpec("mask", (size, slots + (sink_rows or 0) + size)),
+            *beside,
+            TensorSpec("mask", (size, slots + (sink_rows or 0) + (block or size))),
             *cache_specs(config, slots, sink_rows),
         ),
         (TensorSpec("logits", (1, config.vocab_size)), TensorSpec("k", new), TensorSpec("v", new)),
     )
 
 
-def decoder_attention_step(config: LlamaConfig, slots: int, sink_rows: int | None = None) -> Signature:
-    """`decode_attention`; see the top of this file, and `cache_specs`."""
-    plain, columns = decoder_step(config, slots, 1, sink_rows), slots + (sink_rows or 0) + 1
+def decoder_attention_step(config: LlamaConfig, slots: int, sink_rows: int | None = None, block: int = 0) -> Signature:
+    """`decode_attention`; see the top of this file, and `decoder_step`."""
+    plain, columns = decoder_step(config, slots, 1, sink_rows, block), slots + (sink_rows or 0) + (block or 1)
     return Signature(DECODE_ATTENTION, plain.inputs, (*plain.outputs, TensorSpec("attention", (1, columns))))
+
+
+def decoder_verify_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | None = None) -> Signature:
+    """`verify_K`; see the top of this file, and `decoder_step`."""
+    plain = decoder_step(config, slots, size, sink_rows, block=size)
+    logits = TensorSpec("logits", (size, config.vocab_size))
+    return Signature(verify_name(size), plain.inputs, (logits, *plain.outputs[1:]))
 
 
 def decoder_signatures(
@@ -178,23 +209,38 @@ def decoder_signatures(
     prefill_sizes: Sequence[int],
     attention: bool = False,
     sink_rows: int | None = None,
+    verify: int = 0,
 ) -> tuple[Signature, ...]:
-    """The decoder's entry points: token to embedding, the prefills, the single step, and the one with its attention."""
+    """The decoder's entry points: token to embedding, the prefills, the single step; with its attention; `verify_K`.
+
+    Args:
+        verify: K, or 0 for none.
+    """
     embed = Signature(
         EMBED,
         (TensorSpec("token", (1,), "int32"),),
         (TensorSpec("embeddings", (1, config.hidden_size)),),
     )
-    steps = [decoder_step(config, slots, size, sink_rows) for size in (*prefill_sizes, 1)]
-    return (embed, *steps, *([decoder_attention_step(config, slots, sink_rows)] if attention else []))
+    steps = [decoder_step(config, slots, size, sink_rows) for size in prefill_sizes]
+    steps.append(decoder_step(config, slots, 1, sink_rows, verify))
+    if attention:
+        steps.append(decoder_attention_step(config, slots, sink_rows, verify))
+    if verify:
+        steps.append(decoder_verify_step(config, slots, verify, sink_rows))
+    return (embed, *steps)
 
 
 def signatures(
-    config: StoryConfig, slots: int, prefill_sizes: Sequence[int], attention: bool, sink_rows: int | None = None
+    config: StoryConfig,
+    slots: int,
+    prefill_sizes: Sequence[int],
+    attention: bool,
+    sink_rows: int | None = None,
+    verify: int = 0,
 ) -> dict[str, tuple[Signature, ...]]:
     """All of a bundle's signatures, by graph."""
     return {
         VIT: vit_signatures(config.vision),
         QFORMER: qformer_signatures(config.qformer, config.vision.tokens),
-        DECODER: decoder_signatures(config.llama, slots, prefill_sizes, attention, sink_rows),
+        DECODER: decoder_signatures(config.llama, slots, prefill_sizes, attention, sink_rows, verify),
     }

@@ -69,6 +69,7 @@ class SEEDStory:
             manifest.prefill_sizes,
             manifest.attention,
             manifest.sink_rows,
+            manifest.verify,
         )
         vit, qformer = graph_file(VIT), graph_file(QFORMER)
         self.vision = Vision(

@@ -7,7 +7,7 @@ import pytest
 
 from seed_story.config import CacheConfig
 from seed_story.decoder import Decoder
-from tests.export.tiny_decoders import SIZES, VARIANTS, TinyDecoder, export_tiny
+from tests.export.tiny_decoders import SINK_ROWS, SIZES, VARIANTS, VERIFY, TinyDecoder, export_tiny
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,18 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ti
     @cache
     def exported(name: str) -> TinyDecoder:
         return export_tiny(*VARIANTS[name], tmp_path_factory.mktemp(name))
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def verifying_decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], TinyDecoder]:
+    """A variant of `VARIANTS` with `verify_4` and a cache of the second's kind, exported when it is first asked for."""
+
+    @cache
+    def exported(name: str, kind: str) -> TinyDecoder:
+        sink_rows = SINK_ROWS[name] if kind == "int8" else None
+        return export_tiny(*VARIANTS[name], tmp_path_factory.mktemp(name), verify=VERIFY, sink_rows=sink_rows)
 
     return exported
 

@@ -229,6 +229,13 @@ def test_impossible_prefill_sizes(sizes: tuple[int, ...]) -> None:
         ExportOptions(CacheConfig(32, 2), sizes)
 
 
+@pytest.mark.parametrize(("verify", "sizes"), [(1, (4,)), (-1, (4,)), (31, (4,)), (4, ())])
+def test_impossible_blocks(verify: int, sizes: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"verifies guesses is impossible.*expected 2 to 30, beside a prefill"):
+        ExportOptions(CacheConfig(32, 2), sizes, verify=verify)
+    assert ExportOptions(CacheConfig(32, 2), (4,), verify=30).verify == 30
+
+
 # --------------------------------------------------------------------------------
 # The command
 

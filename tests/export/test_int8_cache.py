@@ -26,11 +26,8 @@ from tests.export.test_picture_anchors import (  # noqa: F401 - a fixture that t
     reference_of,
     tale,
 )
-from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny
+from tests.export.tiny_decoders import SINK_ROWS, VARIANTS, TinyDecoder, export_tiny
 from tests.reference.streaming_llama import StreamingLlama
-
-SINK_ROWS = {"gqa": 5, "mha": 8, "mqa": 5}
-"""As many as the greediest of CACHES needs; the others leave some empty."""
 
 Tiny = Callable[[str], TinyDecoder]
 Open = Callable[..., Decoder]

@@ -184,10 +184,11 @@ def test_damage_that_shows_past_the_end_only_is_found(told: SEEDStory, monkeypat
     cache = told.decoder.cache
     fill = cache.fill
 
-    def forgetful(inputs: dict[str, np.ndarray], count: int) -> None:
-        fill(inputs, count)
+    def forgetful(inputs: dict[str, np.ndarray], count: int) -> slice:
+        rows = fill(inputs, count)
         if cache.position >= cache.config.slots:
             inputs["mask"][:, : cache.config.sinks] = -1e9
+        return rows
 
     monkeypatch.setattr(cache, "fill", forgetful)
     parity = figures(told, loud_source().model)

@@ -22,6 +22,12 @@ from tests.reference.streaming_llama import Gallery, StreamingLlama
 SIZES = (4, 8)
 """N of the prefill graphs, beside decode's 1."""
 
+VERIFY = 4
+"""K of the decoders that verify guesses."""
+
+SINK_ROWS = {"gqa": 5, "mha": 8, "mqa": 5}
+"""Of the int8 caches: as many as the greediest policy of the tests needs; the others leave some empty."""
+
 _TINY = LlamaConfig.tiny()
 VARIANTS: dict[str, tuple[LlamaConfig, int]] = {
     "gqa": (_TINY, 12),
@@ -84,10 +90,12 @@ class TinyDecoder:
     skeleton: bytes
     path: Path
     sink_rows: int | None = None
+    verify: int = 0
 
     def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES, attention: bool = True) -> Decoder:
         """On the device's engine; close it."""
-        return Decoder(open_graph(self.path, threads=1), self.config, cache, sizes, attention, self.sink_rows)
+        graph = open_graph(self.path, threads=1)
+        return Decoder(graph, self.config, cache, sizes, attention, self.sink_rows, self.verify)
 
     def reference(self, cache: CacheConfig) -> StreamingLlama:
         """The same model by other means."""
@@ -100,14 +108,27 @@ class TinyDecoder:
 
 
 def export_tiny(
-    config: LlamaConfig, slots: int, folder: Path, *, rotated: bool = False, sink_rows: int | None = None
+    config: LlamaConfig,
+    slots: int,
+    folder: Path,
+    *,
+    rotated: bool = False,
+    sink_rows: int | None = None,
+    verify: int = 0,
 ) -> TinyDecoder:
     """Exports to `folder`, which is empty."""
     weights = loud_llama(config)
     skeleton = write_skeleton(
-        config, slots, SIZES, folder / "saved_model", attention=True, rotated=rotated, sink_rows=sink_rows
+        config,
+        slots,
+        SIZES,
+        folder / "saved_model",
+        attention=True,
+        rotated=rotated,
+        sink_rows=sink_rows,
+        verify=verify,
     )
     path, make = folder / "decoder.tflite", rotated_weight if rotated else skeleton_weight
     shapes = weight_shapes(config, rotated=rotated)
     fill_skeleton(skeleton, shapes, lambda name: make(config, weights, name), path)
-    return TinyDecoder(config, slots, weights, skeleton, path, sink_rows)
+    return TinyDecoder(config, slots, weights, skeleton, path, sink_rows, verify)
