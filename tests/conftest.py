@@ -86,6 +86,27 @@ def loud_int8_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def verifying_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of `loud_bundle` or `loud_int8` with `verify_4`, and a policy that keeps pictures; each once."""
+    made: dict[str, Path] = {}
+
+    def export(kind: str) -> Path:
+        if kind not in made:
+            from export.export import ExportOptions, export_bundle
+            from quantization.recipe import load_recipe
+            from seed_story.config import CacheConfig
+            from tests.loud import int8_of_min_max, loud_source
+
+            recipe = load_recipe("float32") if kind == "float32" else int8_of_min_max()
+            options = ExportOptions(CacheConfig(32, 2, 6, 1, 2), prefill_sizes=(4, 8), force=True, verify=4)
+            out = tmp_path_factory.mktemp("bundles") / f"verifying-{kind}"
+            made[kind] = export_bundle(loud_source(), recipe, out, options).path
+        return made[kind]
+
+    return export
+
+
+@pytest.fixture(scope="session")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four held-out stories and some pictures."""
     from tests.training.held_out import storybook

@@ -95,6 +95,10 @@ def _add_tell(parser: argparse.ArgumentParser) -> None:
     add("--stop", metavar="TEXT", action="append", default=[],
         help="end the story before this text; may be given several times")  # fmt: skip
     add("--greedy", action="store_true", help="the best token always: no chance, no penalty")
+    add("--speculate", action=argparse.BooleanOptionalAction,
+        help="guess what comes from what was told, and test several guesses in one run of the decoder: the same "
+        "story, faster where it repeats itself (default: with --greedy, if the bundle was exported with --verify)",
+        )  # fmt: skip
     for name, kind, text in _SAMPLING:
         add(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=text)
     add("--json", action="store_true", dest="as_json", help="print one JSON object instead of the story")
@@ -140,6 +144,7 @@ def _tell(args: argparse.Namespace) -> int:
         backend=args.backend,
         policy=args.policy,
         picture_eviction=args.picture_eviction,
+        speculate=args.speculate,
         as_json=args.as_json,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seed_story.backends.base import Array
+from seed_story.drafts import PromptLookup
 from seed_story.errors import PictureError, PromptError, UsageError
 from seed_story.image import Picture, load_and_preprocess_image
 from seed_story.sampling import Sampler
@@ -42,8 +43,8 @@ class Story:
         stats: counts and times.
     """
 
-    def __init__(self, model: SEEDStory, sampler: Sampler) -> None:
-        self._model, self._sampler = model, sampler
+    def __init__(self, model: SEEDStory, sampler: Sampler, lookup: PromptLookup | None = None) -> None:
+        self._model, self._sampler, self._lookup = model, sampler, lookup
         # UTF-8: a str would be copied as a whole for every piece that comes, and a story may have no end.
         self._given, self._told, self.page = bytearray(), bytearray(), 0
         self.finished = self.ended = False
@@ -117,7 +118,7 @@ class Story:
         self._told += self._stop.flush().encode()  # what an early leave held back; half a character is never shown
         self._stream = self._model.tokenizer.stream()
         for token_id in ids:
-            self._sampler.accept(token_id)
+            self._accept(token_id)
         self._given += text.encode()
         self._add_ids(ids)
         return self
@@ -165,16 +166,31 @@ class Story:
             self._model.activate(self)
             started = time.perf_counter()
             embeddings = np.concatenate(self._pending) if len(self._pending) > 1 else self._pending[0]
-            token_id = self._sampler.sample(self._model.decoder.feed(embeddings, self._pictures))
+            runs_before = self._model.decoder.runs
+            logits = self._model.decoder.feed(embeddings, self._pictures, self._guess if self._lookup else None)
+            token_id = self._sampler.sample(logits)
             self._pending, self._pictures = [self._model.decoder.embed([token_id])], []
             self.finished = token_id in self._model._end_ids
             if not self.finished:
-                self._sampler.accept(token_id)
+                self._accept(token_id)
                 self.stats.tokens += 1
-            self._count(1e3 * (time.perf_counter() - started), rows=len(embeddings))
+            ran = self._model.decoder.runs > runs_before
+            self._count(1e3 * (time.perf_counter() - started), len(embeddings), ran=ran)
             if self.finished:
                 return
             yield token_id
+
+    def _accept(self, token_id: int) -> None:
+        self._sampler.accept(token_id)
+        if self._lookup:
+            self._lookup.accept(token_id)
+
+    def _guess(self, most: int) -> list[int]:
+        """Guesses are tested by the draw itself, so they change neither the choice nor the random numbers it takes."""
+        assert self._lookup
+        ids = self._lookup.guess(most)
+        self.stats.guessed += len(ids)
+        return ids
 
     def tell_pages(self, pages: int, page_tokens: int = DEFAULT_PAGE_TOKENS) -> Iterator[str]:
         """Tells page by page, until the story comes to its end by itself.
@@ -234,7 +250,7 @@ class Story:
                              hint=f"The newest {PAGES_KEPT} pages are kept.")  # fmt: skip
         self._model.activate(self)
         self._restore(self._marks[page])
-        self._model.decoder.cache.restore(self.take_out())
+        self._model.decoder.restore(self.take_out())
         self._marks = {number: mark for number, mark in self._marks.items() if number <= page}
         if seed is not None:
             self._sampler.reseed(seed)
@@ -279,6 +295,7 @@ class Story:
             "sampler": self._sampler.state(),
             "stream": self._stream.state(),
             "stop": self._stop.state(),
+            "lookup": self._lookup.history if self._lookup else None,
             "pictures": [[rows.start, rows.stop] for rows in self._pictures],
             "cache": cache.values,
         }
@@ -306,6 +323,8 @@ class Story:
         self._stop.restore(values["stop"])
         self._pending = [arrays.pop("pending")]
         self._pictures = [range(*rows) for rows in values["pictures"]]
+        history = values.get("lookup")  # a snapshot from before there was one has none
+        self._lookup = PromptLookup(history) if history is not None else None
         self.put_away(State(values["cache"], arrays))
 
     def put_away(self, cache: State) -> None:
@@ -318,11 +337,12 @@ class Story:
         cache, self._put_away = self._put_away, None
         return cache
 
-    def _count(self, spent_ms: float, rows: int) -> None:
+    def _count(self, spent_ms: float, rows: int, *, ran: bool) -> None:
         stats = self.stats
         if rows == 1:
             stats.decode_ms += spent_ms
             stats.steps += 1
+            stats.guessed_right += not ran
         else:
             stats.prefill_ms += spent_ms
         if stats.time_to_first_token_ms is None:

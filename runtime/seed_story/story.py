@@ -14,7 +14,8 @@ from seed_story.bundle import TOKENIZER, Bundle, graph_file
 from seed_story.config import CacheConfig
 from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, QFORMER, VIT
 from seed_story.decoder import Decoder
-from seed_story.errors import BundleError, UsageError
+from seed_story.drafts import PromptLookup
+from seed_story.errors import BundleError, ConfigError, UsageError
 from seed_story.image import Picture
 from seed_story.packed import packed_weights
 from seed_story.sampling import Sampler, SamplingConfig
@@ -94,7 +95,12 @@ class SEEDStory:
         return self.bundle.manifest.cache
 
     def begin(
-        self, *, seed: int = 0, sampling: SamplingConfig | None = None, policy: str | CacheConfig | None = None
+        self,
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        policy: str | CacheConfig | None = None,
+        speculate: bool | None = None,
     ) -> Story:
         """Starts a story; the one before it ends.
 
@@ -104,9 +110,13 @@ class SEEDStory:
             policy: what the cache keeps when it is full: a name of `seed_story.policies.POLICIES`, or a geometry of as
                 many slots, such as `model.cache.under("multimodal-sink", picture_eviction="first-and-last")`; by
                 default the bundle's.
+            speculate: whether to guess what comes, and let one run of the decoder test several guesses
+                (`seed_story.drafts`). It changes the time that a story takes, and no choice. By default where it pays
+                and the bundle has a `verify_K`: at temperature 0.
 
         Raises:
-            ConfigError: there is no such policy, or this model's pictures or the bundle's graphs don't fit it.
+            ConfigError: there is no such policy, or this model's pictures or the bundle's graphs don't fit it; or it
+                has no `verify_K` to speculate with.
             UsageError: a geometry of another number of slots.
         """
         cache = self.cache.under(policy) if isinstance(policy, str) else policy or self.cache
@@ -114,12 +124,20 @@ class SEEDStory:
         self.decoder.reset(cache)
         self._end_all()
         config = sampling or SamplingConfig()
+        lookup = PromptLookup() if self._speculates(speculate, config) else None
         vocab_size = self.bundle.manifest.story.llama.vocab_size
         beyond = range(self.tokenizer.vocab_size, vocab_size)
         suppressed = (self.tokenizer.control_ids | set(beyond)) - self._end_ids
-        self._story = Story(self, Sampler(config, seed, vocab_size, suppressed))
+        self._story = Story(self, Sampler(config, seed, vocab_size, suppressed), lookup)
         self._stories.add(self._story)
         return self._story
+
+    def _speculates(self, wanted: bool | None, sampling: SamplingConfig) -> bool:
+        able = bool(self.bundle.manifest.verify)
+        if wanted and not able:
+            raise ConfigError("this bundle can't speculate", got="no signature 'verify_K'",
+                              hint="Export the bundle again, with --verify 8.")  # fmt: skip
+        return able and sampling.temperature == 0 if wanted is None else wanted
 
     def restore(self, path: str | os.PathLike[str]) -> Story:
         """Goes on with a story where `Story.snapshot` left it, to the same tokens; the one before it ends.
@@ -144,7 +162,7 @@ class SEEDStory:
             return
         if self._story is not None and not self._story.ended:
             self._story.put_away(self.decoder.cache.state())
-        self.decoder.cache.restore(story.take_out())
+        self.decoder.restore(story.take_out())
         self._story = story
 
     def add_fork(self, story: Story) -> None:

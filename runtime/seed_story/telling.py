@@ -83,12 +83,14 @@ def tell(
     as_json: bool,
     policy: str | None = None,
     picture_eviction: str | None = None,
+    speculate: bool | None = None,
 ) -> int:
     """Tells one story: streamed to standard output, or as one JSON object.
 
     Args:
         images: picture files, shown to the model in this order, before the prompt.
         policy, picture_eviction: what the cache keeps (see `CacheConfig`); by default as the bundle says.
+        speculate: see `SEEDStory.begin`.
 
     Returns:
         The exit code: 0, or `INTERRUPTED` when the user stopped the story.
@@ -101,7 +103,7 @@ def tell(
     cache = cache_config(opened.manifest.cache, policy, picture_eviction)
     pictures = [load_and_preprocess_image(image, size) for image in images]
     with SEEDStory(opened, threads=threads, backend=backend) as model:
-        story = model.begin(seed=seed, sampling=sampling, policy=cache)
+        story = model.begin(seed=seed, sampling=sampling, policy=cache, speculate=speculate)
         for picture in pictures:
             story.add_picture(picture)
         story.add_text(prompt)
@@ -162,6 +164,8 @@ def summary(model: SEEDStory, story: Story, *, seed: int, interrupted: bool) -> 
         "picture_ms": stats.picture_ms,
         "prefill_ms": stats.prefill_ms,
         "decode_ms": stats.decode_ms,
+        "guessed": stats.guessed,
+        "guessed_right": stats.guessed_right,
         "peak_rss_mib": peak_rss_mib(),
         "cache": {"policy": model.decoder.cache.config.policy, **model.decoder.cache.config.to_dict()},
         "seed": seed,
@@ -195,9 +199,10 @@ def statistics(result: Mapping[str, Any]) -> list[str]:
 
     end = "interrupted" if result["interrupted"] else "came to its end" if result["finished"] else "may go on"
     first = figure("time_to_first_token_ms", ".0f", "ms")
+    guesses = f"; {result['guessed_right']} of {result['guessed']} guesses came true" if result["guessed"] else ""
     return [
         f"{result['tokens']} tokens after {result['prompt_tokens']} given; first token {first}, "
-        f"then {figure('decode_tokens_per_second', '.1f', 'tokens/s')}; the story {end}",
+        f"then {figure('decode_tokens_per_second', '.1f', 'tokens/s')}; the story {end}{guesses}",
         f"peak memory {figure('peak_rss_mib', '.0f', 'MiB')}; {result['name']} {result['recipe']} "
         f"from {result['bundle']}, threads {result['threads']}, seed {result['seed']}",
     ]

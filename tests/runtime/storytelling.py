@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seed_story.decoder import Guess
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory, Story
 
@@ -35,10 +36,10 @@ class Spy:
         self.pictures: list[range] = []
         feed = model.decoder.feed
 
-        def spied(embeddings: np.ndarray, pictures: Sequence[range] = ()) -> np.ndarray:
+        def spied(embeddings: np.ndarray, pictures: Sequence[range] = (), guess: Guess | None = None) -> np.ndarray:
             self.pictures.extend(range(len(self.rows) + p.start, len(self.rows) + p.stop) for p in pictures)
             self.rows.extend(embeddings.copy())
-            return feed(embeddings, pictures)
+            return feed(embeddings, pictures, guess)
 
         monkeypatch.setattr(model.decoder, "feed", spied)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -463,3 +463,20 @@ def test_the_first_piece_does_not_wait_for_the_last(tiny_bundle: Path, monkeypat
     assert main(tell(tiny_bundle, "--max-tokens", 12)) == 0
     assert seen[0] == "Once upon a time,"
     assert len(set(seen)) > 3
+
+
+def test_speculation_tells_the_same_story(
+    verifying_bundle: Callable[[str], Path], tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = verifying_bundle("float32")
+    made = {
+        by: story_json(bundle, capsys, "--greedy", "--max-tokens", 90, *by)
+        for by in ((), ("--speculate",), ("--no-speculate",))
+    }
+    assert len({found["text"] for found in made.values()}) == 1
+    assert [found["guessed"] > 0 for found in made.values()] == [True, True, False]
+    assert all(found["guessed_right"] <= found["guessed"] for found in made.values())
+    assert main(tell(bundle, "--greedy", "--max-tokens", 90)) == 0
+    assert "guesses came true" in capsys.readouterr().err
+    assert main(tell(tiny_bundle, "--speculate")) == 1
+    assert "Export the bundle again, with --verify 8" in capsys.readouterr().err

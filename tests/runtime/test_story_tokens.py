@@ -33,7 +33,7 @@ def test_no_control_token_is_ever_told(model: SEEDStory, monkeypatch: pytest.Mon
     """Even where the model wants nothing else, and a padded vocabulary's empty ids."""
     feed = model.decoder.feed
 
-    def biased(embeddings: np.ndarray, pictures: Sequence[range]) -> np.ndarray:
+    def biased(embeddings: np.ndarray, pictures: Sequence[range], _: object) -> np.ndarray:
         logits = feed(embeddings, pictures).copy()
         logits[sorted(model.tokenizer.control_ids)] += 1000
         logits[model.tokenizer.vocab_size :] += 1000

@@ -268,7 +268,7 @@ def _read(
         if instead is not None:
             state = model.decoder.cache.state()
             other.append(losses_in(model, instead, mine))
-            model.decoder.cache.restore(state)
+            model.decoder.restore(state)
         yield page, [losses_in(model, laid, mine), *other]
 
 
