@@ -97,7 +97,7 @@ def _add_tell(parser: argparse.ArgumentParser) -> None:
     add("--greedy", action="store_true", help="the best token always: no chance, no penalty")
     add("--speculate", action=argparse.BooleanOptionalAction,
         help="guess what comes from what was told, and test several guesses in one run of the decoder: the same "
-        "story, faster where it repeats itself (default: with --greedy, if the bundle was exported with --verify)",
+        "story, faster where it repeats itself (default: where it pays, as with --greedy, if the bundle can)",
         )  # fmt: skip
     for name, kind, text in _SAMPLING:
         add(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=text)

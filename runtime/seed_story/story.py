@@ -14,7 +14,7 @@ from seed_story.bundle import TOKENIZER, Bundle, graph_file
 from seed_story.config import CacheConfig
 from seed_story.contract import BEGIN_PICTURE, DECODER, END_PICTURE, QFORMER, VIT
 from seed_story.decoder import Decoder
-from seed_story.drafts import PromptLookup
+from seed_story.drafts import PromptLookup, pays
 from seed_story.errors import BundleError, ConfigError, UsageError
 from seed_story.image import Picture
 from seed_story.packed import packed_weights
@@ -112,7 +112,7 @@ class SEEDStory:
                 default the bundle's.
             speculate: whether to guess what comes, and let one run of the decoder test several guesses
                 (`seed_story.drafts`). It changes the time that a story takes, and no choice. By default where it pays
-                and the bundle has a `verify_K`: at temperature 0.
+                (`seed_story.drafts.pays`: when greedy, not by default sampling) and the bundle has a `verify_K`.
 
         Raises:
             ConfigError: there is no such policy, or this model's pictures or the bundle's graphs don't fit it; or it
@@ -137,7 +137,7 @@ class SEEDStory:
         if wanted and not able:
             raise ConfigError("this bundle can't speculate", got="no signature 'verify_K'",
                               hint="Export the bundle again, with --verify 8.")  # fmt: skip
-        return able and sampling.temperature == 0 if wanted is None else wanted
+        return able and pays(sampling) if wanted is None else wanted
 
     def restore(self, path: str | os.PathLike[str]) -> Story:
         """Goes on with a story where `Story.snapshot` left it, to the same tokens; the one before it ends.

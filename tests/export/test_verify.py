@@ -174,3 +174,21 @@ def test_a_ring_smaller_than_a_block_is_refused(verifying_decoder: Tiny) -> None
     with pytest.raises(ConfigError, match=r"smaller than the block.*got 3 slots.*expected 4 or more"):
         tiny.open(replace(ANCHORS, sinks=5))
     tiny.open(CacheConfig(12, 8)).close()
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_a_state_has_the_block(verifying_decoder: Tiny, kind: str) -> None:
+    """Whatever was told in between, the next token comes to the same bits as if nothing had been."""
+    tiny = verifying_decoder("gqa", kind)
+    x = tiny.embeddings(30)
+    with closing(tiny.open(ANCHORS)) as decoder:
+        decoder.feed(x[:8])
+        decoder.feed(x[8:9])
+        decoder.feed(x[9:10])
+        state = decoder.cache.state()
+        expected = [decoder.feed(row[None]).copy() for row in x[10:15]]
+        decoder.reset(ANCHORS)
+        for row in x[15:]:
+            decoder.feed(row[None])
+        decoder.restore(state)
+        np.testing.assert_array_equal([decoder.feed(row[None]).copy() for row in x[10:15]], expected)

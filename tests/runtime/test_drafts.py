@@ -238,7 +238,12 @@ def test_by_default_where_it_pays(model: SEEDStory, loud_bundle: Path) -> None:
         return by.begin(**options)._lookup is not None
 
     assert speculates(model, sampling=GREEDY)
+    assert speculates(model, sampling=SamplingConfig(repetition_penalty=1.0))
+    assert speculates(model, sampling=SamplingConfig(repetition_window=0))
     assert not speculates(model)
+    assert not speculates(model, sampling=SamplingConfig.greedy(no_repeat_ngram=3))
+    assert not speculates(model, sampling=SamplingConfig(temperature=0.0))
+    assert not speculates(model, sampling=HOT)
     assert speculates(model, speculate=True)
     assert not speculates(model, sampling=GREEDY, speculate=False)
     with SEEDStory(loud_bundle, threads=1) as unable:
