@@ -66,6 +66,7 @@ def _make_constants(model: schema.ModelT, names: Collection[str]) -> dict[str, i
     buffers: dict[str, int] = {}
     for signature in model.signatureDefs:
         graph = model.subgraphs[signature.subgraphIndex]
+        read = {int(index) for op in graph.operators for index in op.inputs}
         inputs = []
         for entry in signature.inputs:
             name = entry.name.decode()
@@ -76,7 +77,8 @@ def _make_constants(model: schema.ModelT, names: Collection[str]) -> dict[str, i
                 buffers[name] = len(model.buffers)
                 model.buffers.append(schema.BufferT(offset=_UNSET, size=_UNSET))
             tensor = graph.tensors[entry.tensorIndex]
-            tensor.buffer = buffers[name]
+            # One that nothing reads would stay float32 when the quantizer changes the buffer: no engine opens that.
+            tensor.buffer = buffers[name] if entry.tensorIndex in read else 0
             tensor.name = f"{signature.signatureKey.decode()}/{name}".encode()  # the quantizer wants unique names
         signature.inputs = inputs
         left = {entry.tensorIndex for entry in inputs}

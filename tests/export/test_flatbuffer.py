@@ -14,11 +14,17 @@ from ai_edge_litert.interpreter import Interpreter
 
 from export.decoder_graph import skeleton_weight, weight_shapes
 from export.flatbuffer import fill_skeleton
-from seed_story.config import LlamaConfig
+from quantization.fidelity import row_cosines
+from quantization.gptq import without_gptq
+from quantization.quantize import quantize_graph
+from quantization.recipe import load_recipe
+from seed_story.config import CacheConfig, LlamaConfig
+from seed_story.contract import DECODER
 from seed_story.errors import ExportError
 from tests.export.tiny_decoders import VARIANTS, TinyDecoder, loud_llama
 
 Tiny = Callable[[str], TinyDecoder]
+CACHE = CacheConfig(VARIANTS["mha"][1], sinks=2)
 SHAPES = {"matrix": (5, 3), "table": (7, 3)}
 
 
@@ -187,3 +193,17 @@ def test_layers_past_ten_are_told_apart() -> None:
         np.concatenate([weights[f"model.layers.11.mlp.{part}_proj.weight"] for part in ("gate", "up")])
         * weights["model.layers.11.post_attention_layernorm.weight"],
     )
+
+
+def test_a_decoder_with_a_head_of_its_own_is_quantized(tiny_decoder: Tiny, tmp_path: Path) -> None:
+    """Its steps don't read the table: as a float32 tensor over bytes that are int8, it would keep the file closed."""
+    tiny = tiny_decoder("mha")
+    assert not tiny.config.tie_word_embeddings
+    raw, path = tmp_path / "raw.tflite", tmp_path / "int8.tflite"
+    raw.write_bytes(tiny.path.read_bytes())
+    quantize_graph(raw, path, without_gptq(load_recipe("int8").graphs[DECODER]))
+    logits = []
+    for decoder in (replace(tiny, path=path).open(CACHE), tiny.open(CACHE)):
+        logits.append(decoder.feed(tiny.embeddings(9)).copy())
+        decoder.close()
+    assert row_cosines(*(row[None] for row in logits))[0] > 0.95
