@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,8 @@ LORA_FILE, DECODER_FILE = "lora.safetensors", "decoder.safetensors"
 LoRA matrices or all of its weights."""
 
 _HEAD = "lm_head.weight"
+TABLES = ("model.embed_tokens.weight", _HEAD)
+"""The decoder's weights with a row for each token."""
 _QFORMER_SEED = 0
 
 
@@ -91,7 +93,9 @@ def load_source(
         vision_config = VisionConfig.from_hf(values)
         vision_tensors = without_prefix(vision_tensors, f"{values['model_type']}.")  # as a network with a head has it
     tokenizer, _, _, grown = add_picture_tokens(tokenizer, decoder_config.vocab_size)
-    tensors, decoder_config = _grow(tensors, decoder_config, grown)
+    if grown:
+        tensors = Grown(tensors, grown)
+        decoder_config = replace(decoder_config, vocab_size=decoder_config.vocab_size + grown)
 
     decoder = Llama(decoder_config, seed=None)
     load_weights(decoder, tensors, ignore=(*LLAMA_IGNORED, _HEAD))  # some files store a tied head a second time
@@ -170,16 +174,30 @@ def _licence(folder: Path) -> str:
     return file.read_text(encoding="utf-8").splitlines()[0].strip() if file.is_file() else "see its source"
 
 
-def _grow(tensors: Mapping[str, Any], config: LlamaConfig, rows: int) -> tuple[Mapping[str, Any], LlamaConfig]:
-    """Adds rows for tokens that the vocabulary had no place for: the mean of the others."""
-    if rows == 0:
-        return tensors, config
-    grown = dict(tensors)
-    for name in ("model.embed_tokens.weight", _HEAD):
-        if name in grown:
-            table = np.asarray(grown[name])
-            grown[name] = np.concatenate([table, np.repeat(table.mean(0, keepdims=True), rows, axis=0)])
-    return grown, replace(config, vocab_size=config.vocab_size + rows)
+class Grown(Mapping[str, Any]):
+    """A decoder's tensors, with rows for tokens that the vocabulary had no place for: the mean of the others.
+
+    Each is read when it is asked for, so a big checkpoint never is in memory as a whole.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], rows: int) -> None:
+        self._tensors, self._rows = tensors, rows
+
+    def __getitem__(self, name: str) -> Any:
+        found = self._tensors[name]
+        if name not in TABLES:
+            return found
+        table = np.asarray(found)
+        return np.concatenate([table, np.repeat(table.mean(0, keepdims=True), self._rows, axis=0)])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # Mapping's own would make the array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 _REQUEST = "Write a short story for children about this picture."

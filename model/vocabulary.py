@@ -20,14 +20,13 @@ from tokenizers import Tokenizer
 from model.layers import named_variables, numpy_of
 from model.llama import Llama
 from model.story_model import StoryModel
-from model.story_source import StorySource
+from model.story_source import TABLES, StorySource
 from model.tokenizer_files import byte_letters
 from model.weights import load_weights
 from seed_story.errors import ConfigError, UsageError
 from seed_story.tokenizer import StoryTokenizer
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _WITHOUT_IDS = ("ByteLevel",)  # post-processors that name no token
 
 
@@ -62,7 +61,7 @@ def trim_source(source: StorySource, texts: Iterable[str]) -> StorySource:
     config = replace(source.model.config.llama, vocab_size=len(kept))
     values = {name: numpy_of(variable) for name, variable in named_variables(source.model.llama).items()}
     decoder = Llama(config, seed=None)
-    load_weights(decoder, {name: v[kept] if name in _TABLES else v for name, v in values.items()})
+    load_weights(decoder, {name: v[kept] if name in TABLES else v for name, v in values.items()})
     whole = source.model
     story = replace(whole.config, llama=config)
     model = StoryModel(story, vision=whole.vision, qformer=whole.qformer, llama=decoder)

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from export.__main__ import main
 from model.layers import named_variables, numpy_of
 from model.qformer import QFormer
-from model.story_source import DECODER_FILE, LORA_FILE, QFORMER_FILE, VISION_FILE, _grow, load_source
+from model.story_source import DECODER_FILE, LORA_FILE, QFORMER_FILE, TABLES, VISION_FILE, Grown, load_source
 from model.tokenizer_files import byte_tokenizer
 from model.weights import save_safetensors, write_safetensors
-from seed_story.config import CacheConfig, LlamaConfig, QFormerConfig
+from seed_story.config import CacheConfig, QFormerConfig
 from seed_story.errors import SeedStoryError, UsageError, WeightsError
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory
@@ -97,13 +97,19 @@ def test_grows_no_more_than_it_must(tmp_path: Path, vocab: int, grown: int) -> N
     assert load_source("tiny", llama=str(llama_folder(tmp_path, vocab))).model.config.llama.vocab_size == vocab + grown
 
 
-def test_growing_by_nothing_reads_nothing() -> None:
-    class Never(dict[str, np.ndarray]):
-        def __getitem__(self, name: str) -> np.ndarray:
-            raise AssertionError(name)
+def test_growing_reads_a_tensor_only_when_it_is_asked_for() -> None:
+    """As a dictionary of them, a big checkpoint would be in memory a second time."""
+    reads: list[str] = []
 
-    tensors, config = Never(), LlamaConfig.tiny()
-    assert _grow(tensors, config, 0) == (tensors, config)
+    class Watched(dict[str, np.ndarray]):
+        def __getitem__(self, name: str) -> np.ndarray:
+            reads.append(name)
+            return super().__getitem__(name)
+
+    tensors = Watched({name: np.eye(3, dtype=np.float32) for name in ("a", *TABLES)})
+    grown = Grown(tensors, 2)
+    assert (list(grown), len(grown), "a" in grown, "b" in grown, reads) == (["a", *TABLES], 3, True, False, [])
+    assert (grown["a"].shape, grown[TABLES[1]].shape, reads) == ((3, 3), (5, 3), ["a", TABLES[1]])
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2 with a head", "vit", "vit with a head"])
