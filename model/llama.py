@@ -194,9 +194,12 @@ class Llama(Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Normalised hidden states `[..., hidden_size]` to logits `[..., vocab_size]`."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden)
-        return ops.matmul(hidden, ops.transpose(self.model.embed_tokens.weight))
+        return ops.matmul(hidden, ops.transpose(self.head_weight))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix, `[vocab_size, hidden_size]`: its own, or the embeddings' table."""
+        return (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight
 
     def _rotations(self, length: int | Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """cos and sin `[t, d]`, or `[b, 1, t, d]` for positions that differ by row."""
