@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from export.bundle_writer import file_entries, staged, write_manifest
 from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
-from export.hessians import TOKENS, decoder_hessians, story_rows
+from export.hessians import Make, decoder_hessians, gptq_grids, rounded, story_rows
 from export.integer_ops import with_integer_ops
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
@@ -29,7 +29,7 @@ from model.story_model import StoryModel
 from model.story_source import StorySource
 from model.weights import fingerprint
 from quantization.calibration import calibration_pictures
-from quantization.gptq import gptq, grid_of, without_gptq
+from quantization.gptq import without_gptq
 from quantization.quantize import Samples, is_static, quantize_graph
 from quantization.recipe import CALIBRATION, Recipe
 from seed_story import __version__
@@ -39,7 +39,6 @@ from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig
 from seed_story.contract import (
     BEGIN_PICTURE,
-    DECODE,
     DECODER,
     ENCODE,
     END_PICTURE,
@@ -102,7 +101,8 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
         out: the bundle's folder; replaced as a whole when it is a bundle already.
 
     Raises:
-        ConfigError: the model's pictures don't fit the cache, or it keeps more than a decoder has room for.
+        ConfigError: the model's pictures don't fit the cache, it keeps more than a decoder has room for, or the recipe's
+            GPTQ doesn't fit the model.
         UsageError, PictureError: the recipe needs calibration, and its folder or a picture can't be read.
         ParityError: a graph strays from the reference; nothing was written.
         ExportError: a graph can't be converted or quantized, or `out` can't be written.
@@ -110,6 +110,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
     options = options or ExportOptions()
     options.cache.check_picture(source.model.config.picture_tokens)
     options.cache.check_kept(options.cache.sink_rows(recipe.cache))
+    gptq_grids(source.model.config.llama, recipe)
     with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
         # Not `save`, whose errors have no class of their own.
         (part / TOKENIZER).write_text(source.tokenizer.to_str(), encoding="utf-8")
@@ -154,27 +155,18 @@ def _write_decoder(
                               sink_rows=cache.sink_rows(recipe.cache), verify=options.verify)  # fmt: skip
     bar.update(2)
     raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
-    make = functools.partial(
+    make: Make = functools.partial(
         rotated_weight if rotated else skeleton_weight, llama, _Values(named_variables(source.model.llama))
     )
-    fill_skeleton(skeleton, shapes, make, raw)
-    grids = {name: grid for name in shapes if (grid := grid_of(entries, f"{DECODE}/{name}/product"))}
-    if grids:
-        bar.total += TOKENS + len(grids)
-        bar.set_postfix_str("decoder: calibrating")
-        rows = story_rows(source, StoryTokenizer(part / TOKENIZER), options.calibration)
-        memory = SinkCache(llama, cache, cache.sink_rows(recipe.cache))
-        hessians = decoder_hessians(raw, llama, memory, sizes, rows, grids, threads=default_threads(),
-                                    tick=bar.update)  # fmt: skip
+    if grids := gptq_grids(llama, recipe):
+        bar.total += len(grids)
         bar.set_postfix_str("decoder: rounding")
-
-        def rounded(name: str) -> npt.NDArray[np.float32]:
-            if name not in grids:
-                return make(name)
-            bar.update(1)
-            return gptq(make(name), hessians.pop(name), grids[name])
-
-        fill_skeleton(skeleton, shapes, rounded, raw)
+        rows = story_rows(source, StoryTokenizer(part / TOKENIZER), options.calibration)
+        memory = SinkCache(replace(llama, num_layers=1), cache, cache.sink_rows(recipe.cache))
+        found = decoder_hessians(skeleton, shapes, make, llama, memory, max(sizes, default=1), rows,
+                                 threads=default_threads(), work=work)  # fmt: skip
+        make = rounded(make, grids, found, bar.update)
+    fill_skeleton(skeleton, shapes, make, raw)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))
     bar.update(2)

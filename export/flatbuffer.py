@@ -40,12 +40,33 @@ def fill_skeleton(
     Raises:
         ExportError: the skeleton lacks one of the weights, or `make` gives another shape.
     """
+    model, buffers = with_constants(skeleton, shapes)
+    write_weights(path, model, buffers, shapes, make)
+
+
+def with_constants(skeleton: bytes, names: Collection[str]) -> tuple[schema.ModelT, dict[str, int]]:
+    """The skeleton with its weight inputs turned into constants, and each one's buffer, which is empty as yet.
+
+    Raises:
+        ExportError: the skeleton lacks one of the weights.
+    """
     model = schema.ModelT.InitFromPackedBuf(bytearray(skeleton), 0)
-    buffers = _make_constants(model, shapes)
+    buffers = _make_constants(model, names)
     _use_embedding_lookup(model)
     _use_dequantize(model)
     _read_cache_late(model)
     _name_products(model, set(buffers.values()))
+    return model, buffers
+
+
+def write_weights(
+    path: Path,
+    model: schema.ModelT,
+    buffers: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    make: Callable[[str], npt.NDArray[np.float32]],
+) -> None:
+    """Writes a model of `with_constants`, and into these of its buffers their weights; see `fill_skeleton`."""
     write_model(path, model, flatbuffers.Builder(1 << 20), _contents(buffers, shapes, make))
 
 

@@ -1,8 +1,9 @@
-"""What the decoder's matrices are given when it reads stories: the Hessians that GPTQ rounds by."""
+"""What the decoder's matrices are given when it reads stories, and their rounding by it (`quantization/gptq.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,24 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from export.decoder_graph import weight_shapes
+from export.layer_graph import EMBEDDINGS, KEYS, VALUES, layer_matrices, write_layer
 from model.story_source import StorySource
 from quantization.calibration import Floats, Ids, calibration_rows
+from quantization.gptq import Grid, gptq, grid_of
 from quantization.locate import chunk_inputs
-from quantization.surgery import OpenGraph, Runner
+from quantization.recipe import Recipe
+from quantization.surgery import Runner
 from seed_story.cache import SinkCache
 from seed_story.config import LlamaConfig
-from seed_story.contract import prefill_name
+from seed_story.contract import DECODE, DECODER, prefill_name
+from seed_story.errors import ConfigError
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
 
+Make = Callable[[str], Floats]
+
+_LAYER = re.compile(r"layers_\d+_")
 TOKENS = 4096
 """That the Hessians are summed over, pictures' embeddings included."""
 
@@ -38,42 +47,100 @@ def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> 
     return calibration_rows(folder, tokenizer, source.prompt, model.config.qformer.num_queries, embed, look, TOKENS)
 
 
-def decoder_hessians(
-    raw: Path,
-    llama: LlamaConfig,
-    cache: SinkCache,
-    prefill_sizes: Sequence[int],
-    stories: Iterator[Floats],
-    names: Collection[str],
-    *,
-    threads: int,
+def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
+    """The decoder's matrices that a recipe rounds by GPTQ, and to what.
+
+    Raises:
+        ConfigError: some are of no layer.
+    """
+    shapes, entries = weight_shapes(llama, rotated=recipe.rotated), recipe.graphs[DECODER]
+    grids = {name: grid for name in shapes if (grid := grid_of(entries, f"{DECODE}/{name}/product"))}
+    if others := sorted(name for name in grids if not _LAYER.match(name)):
+        raise ConfigError(f"the recipe {recipe.name} has more rounded by GPTQ than the layers' matrices", got=others,
+                          expected="another algorithm for these")  # fmt: skip
+    return grids
+
+
+def rounded(
+    make: Make,
+    grids: Mapping[str, Grid],
+    found: Iterator[tuple[str, Floats, npt.NDArray[Any]]],
     tick: Callable[[int], object],
-) -> dict[str, npt.NDArray[Any]]:
-    """Sums `x^T x` over all inputs x of the matrices, by matrix, float32 `[inputs, inputs]`.
+) -> Make:
+    """`make`, with the matrices that have a grid rounded to it.
 
     Args:
-        raw: the decoder in float32, as it is to be quantized; a copy that tells its matrices' inputs is made beside it.
-        cache: of the kind that the graph reads; each story is read from an empty one.
-        stories: of `story_rows`.
-        names: the matrices, as in `decoder_graph.weight_shapes`.
-        tick: told how many tokens were read since the last call.
+        found: of `decoder_hessians`; the layers' matrices must be asked for in that order.
+        tick: told 1 for each that was rounded.
     """
-    size = max(prefill_sizes, default=1)
-    opened = OpenGraph(raw, prefill_name(size))
-    outputs = {one.name: opened.add_output(one.x) for one in opened.matrices() if one.name in names}
-    recorder = raw.with_name("recorder.tflite")
-    opened.write(recorder)
-    run, sums = Runner(recorder, threads), dict[str, npt.NDArray[Any]]()
-    for rows in stories:
-        cache.reset()
-        while len(rows):
-            chunk, rows = np.split(rows, [min(size, cache.max_chunk)])
-            found = run(chunk_inputs(cache, llama, chunk, size))
-            cache.store(found["k"], found["v"], len(chunk))
-            for name, output in outputs.items():
-                x = found[output].reshape(size, -1)[-len(chunk) :]
-                sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
-            tick(len(chunk))
-    del run
-    recorder.unlink()
-    return sums
+
+    def made(name: str) -> Floats:
+        if not _LAYER.match(name):
+            return make(name)
+        given, weights, hessian = next(found)
+        assert given == name
+        if name not in grids:
+            return weights
+        tick(1)
+        return gptq(weights, hessian, grids[name])
+
+    return made
+
+
+def decoder_hessians(
+    skeleton: bytes,
+    shapes: Mapping[str, tuple[int, ...]],
+    make: Make,
+    llama: LlamaConfig,
+    cache: SinkCache,
+    size: int,
+    stories: Iterable[Floats],
+    *,
+    threads: int,
+    work: Path,
+) -> Iterator[tuple[str, Floats, npt.NDArray[Any]]]:
+    """The layers' matrices in order, each with the sum of `x^T x` over all its inputs x, float32 `[inputs, inputs]`.
+
+    All stories go through one layer before the next layer is made: so what is in memory doesn't grow with their number.
+
+    Args:
+        skeleton, shapes, make: as in `fill_skeleton`.
+        cache: of one layer, and of the kind that the graph reads; each story is read from an empty one.
+        size: N of the prefill that reads them, or 1.
+        stories: of `story_rows`.
+        work: a folder for a layer's graph.
+    """
+    streams, file = list(stories), work / "layer.tflite"
+    for layer in range(llama.num_layers):
+        weights = {name: make(name) for name in layer_matrices(layer)}
+        write_layer(skeleton, shapes, lambda name: weights[name] if name in weights else make(name),  # noqa: B023
+                    prefill_name(size), layer, file)  # fmt: skip
+        run = Runner(file, threads)
+        sums = {name: np.zeros((weight.shape[1],) * 2, np.float32) for name, weight in weights.items()}
+        streams = [_through(run, rows, llama, cache, size, sums) for rows in streams]
+        del run
+        for name in list(sums):
+            yield name, weights[name], sums.pop(name)
+    file.unlink()
+
+
+def _through(
+    run: Runner,
+    rows: Floats,
+    llama: LlamaConfig,
+    cache: SinkCache,
+    size: int,
+    sums: Mapping[str, npt.NDArray[Any]],
+) -> Floats:
+    """One story's residual stream `[t, hidden]` through a layer; adds to `sums` what its matrices are given."""
+    cache.reset()
+    made = []
+    while len(rows):
+        chunk, rows = np.split(rows, [min(size, cache.max_chunk)])
+        found = run(chunk_inputs(cache, llama, chunk, size))
+        cache.store(found[KEYS][None], found[VALUES][None], len(chunk))
+        for name, total in sums.items():
+            x = found[name].reshape(size, -1)[-len(chunk) :]
+            total += x.T @ x
+        made.append(found[EMBEDDINGS][-len(chunk) :])
+    return np.concatenate(made)

@@ -26,8 +26,8 @@ from seed_story import __version__
 from seed_story.bundle import MANIFEST, TOKENIZER, Bundle
 from seed_story.cli import main as cli
 from seed_story.config import CacheConfig
-from seed_story.contract import GRAPHS, SCHEMA_VERSION, decoder_signatures
-from seed_story.errors import ExportError, ParityError, UsageError
+from seed_story.contract import DECODER, GRAPHS, SCHEMA_VERSION, decoder_signatures
+from seed_story.errors import ConfigError, ExportError, ParityError, UsageError
 from seed_story.files import file_sha256
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory
@@ -221,6 +221,17 @@ def test_refused_target_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
         with pytest.raises(ExportError, match=name):
             export_bundle(load_source("tiny"), load_recipe("float32"), tmp_path / name, OPTIONS)
     assert everything(tmp_path) == before
+
+
+def test_gptq_of_what_is_no_layers_matrix_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the table and the rotations are given isn't recorded."""
+    monkeypatch.setattr("export.export.write_vit", lambda *_: pytest.fail("it began"))
+    recipe = load_recipe("int8")
+    everywhere = [{**entry, "regex": ".*"} for entry in recipe.graphs[DECODER] if entry["algorithm_key"] == "GPTQ"]
+    recipe = replace(recipe, graphs={**recipe.graphs, DECODER: everywhere})
+    with pytest.raises(ConfigError, match=r"more rounded by GPTQ.*embed_tokens"):
+        export_bundle(load_source("tiny"), recipe, tmp_path / "story", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("sizes", [(1,), (0, 4), (4, 4)])

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
-from export.decoder_graph import weight_shapes
+from export.decoder_graph import skeleton_weight, weight_shapes
 from export.hessians import decoder_hessians
-from export.rotation import rotation_matrix
+from export.layer_graph import write_layer
+from export.rotation import rotated_weight, rotation_matrix
+from quantization.locate import chunk_inputs
+from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig, LlamaConfig
 from tests.export.tiny_decoders import TinyDecoder, export_tiny
 
 CONFIG = LlamaConfig.tiny()
 CACHE = CacheConfig(slots=12, sinks=2)
+KINDS = ("qkv", "o", "gate_up", "down")
 LENGTHS = (13, 21)
 """Of two stories: each ends inside a chunk, and both outgrow the cache."""
 
@@ -26,35 +34,84 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return made, rotated
 
 
-def hessians(tiny: TinyDecoder, sizes: tuple[int, ...], names: list[str]) -> dict[str, npt.NDArray[np.float32]]:
-    stories = (tiny.embeddings(count, seed) for seed, count in enumerate(LENGTHS))
-    ticks: list[int] = []
-    cache = SinkCache(CONFIG, CACHE, tiny.sink_rows)
-    found = decoder_hessians(tiny.path, CONFIG, cache, sizes, stories, names, threads=1, tick=ticks.append)
-    assert sum(ticks) == sum(LENGTHS)
-    return found
+def hessians(tiny: tuple[TinyDecoder, bool], size: int, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+    decoder, rotated = tiny
+    make = rotated_weight if rotated else skeleton_weight
+    found = decoder_hessians(
+        decoder.skeleton,
+        weight_shapes(CONFIG, rotated=rotated),
+        lambda name: make(CONFIG, decoder.weights, name),
+        CONFIG,
+        SinkCache(replace(CONFIG, num_layers=1), CACHE, decoder.sink_rows),
+        size,
+        (decoder.embeddings(count, seed) for seed, count in enumerate(LENGTHS)),
+        threads=1,
+        work=folder,
+    )
+    made = {}
+    for name, weights, hessian in found:
+        np.testing.assert_array_equal(weights, make(CONFIG, decoder.weights, name))
+        made[name] = hessian
+    assert list(folder.iterdir()) == []
+    return made
 
 
-def test_the_first_matrix_is_given_the_normed_rows(tiny: tuple[TinyDecoder, bool]) -> None:
+def test_the_first_matrix_is_given_the_normed_rows(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
     decoder, rotated = tiny
     rows = np.concatenate([decoder.embeddings(count, seed) for seed, count in enumerate(LENGTHS)]).astype(np.float64)
     rows /= np.sqrt((rows**2).mean(1, keepdims=True) + CONFIG.rms_norm_eps)
     if rotated:
         rows = rows @ rotation_matrix(CONFIG.hidden_size)
     expected = rows.T @ rows
-    found = hessians(decoder, (4, 8), ["layers_0_qkv"])["layers_0_qkv"]
-    assert list(decoder.path.parent.glob("recorder*")) == []
+    found = hessians(tiny, 8, tmp_path)["layers_0_qkv"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_chunks_make_no_difference(tiny: tuple[TinyDecoder, bool]) -> None:
+def test_layer_by_layer_is_the_same_as_all_at_once(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
+    """The whole decoder, opened up: bit for bit, since the same kernels read the same numbers."""
+    decoder, _ = tiny
+    opened = OpenGraph(decoder.path, "prefill_8")
+    outputs = {one.name: opened.add_output(one.x) for one in opened.matrices() if one.name.startswith("layers_")}
+    opened.write(tmp_path / "all.tflite")
+    run, cache = Runner(tmp_path / "all.tflite", 1), SinkCache(CONFIG, CACHE, decoder.sink_rows)
+    expected = dict.fromkeys(outputs, np.float32(0))
+    for seed, count in enumerate(LENGTHS):
+        cache.reset()
+        for chunk in np.split(decoder.embeddings(count, seed), range(8, count, 8)):
+            told = run(chunk_inputs(cache, CONFIG, chunk, 8))
+            cache.store(told["k"], told["v"], len(chunk))
+            for name, output in outputs.items():
+                x = told[output][-len(chunk) :]
+                expected[name] = expected[name] + x.T @ x
+    (tmp_path / "work").mkdir()
+    found = hessians(tiny, 8, tmp_path / "work")
+    assert list(found) == [name for name in weight_shapes(CONFIG) if name.startswith("layers_")]
+    for name, hessian in found.items():
+        np.testing.assert_array_equal(hessian, expected[name], name)
+
+
+def test_chunks_make_no_difference(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
     """So what is read before is in the cache: the last matrices depend on all of it."""
     decoder, _ = tiny
-    names = [name for name in weight_shapes(CONFIG) if name.startswith("layers_")]
-    by_eight, by_one = hessians(decoder, (8,), names), hessians(decoder, (), names)
-    assert list(by_eight) and sorted(by_eight) == sorted(by_one) == sorted(names)
-    for name, shape in weight_shapes(CONFIG).items():
-        if name in names:
-            assert by_eight[name].shape == (shape[1], shape[1])
-            limit = 2e-2 if decoder.sink_rows else 1e-4  # an int8 cache reads a chunk's own tokens unrounded
-            assert np.abs(by_eight[name] - by_one[name]).max() < limit * np.abs(by_one[name]).max(), name
+    by_eight, by_one = (hessians(tiny, size, tmp_path) for size in (8, 1))
+    for name, expected in by_one.items():
+        limit = 2e-2 if decoder.sink_rows else 1e-4  # an int8 cache reads a chunk's own tokens unrounded
+        assert np.abs(by_eight[name] - expected).max() < limit * np.abs(expected).max(), name
+
+
+def test_a_layers_graph_has_nothing_of_other_layers(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
+    decoder, rotated = tiny
+    made = []
+
+    def make(name: str) -> npt.NDArray[np.float32]:
+        made.append(name)
+        return np.zeros(shapes[name], np.float32)
+
+    shapes = weight_shapes(CONFIG, rotated=rotated)
+    write_layer(decoder.skeleton, shapes, make, "decode", 1, tmp_path / "layer.tflite")
+    assert [name for name in made if name.startswith("layers_")] == [f"layers_1_{k}" for k in KINDS]
+    assert not {"embed_tokens", "norm", "rotated_norm", "rotation"} & set(made)
+    runner = Interpreter(str(tmp_path / "layer.tflite")).get_signature_runner("decode")
+    given = {name for name in runner.get_input_details() if name.startswith("kv_cache")}
+    assert {name[:12] for name in given} == {"kv_cache_k_0", "kv_cache_v_0"}
+    assert {*runner.get_output_details()} == {"embeddings", "k", "v", *(f"layers_1_{k}" for k in KINDS)}
