@@ -40,6 +40,23 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def check_room(out: Path, need: int) -> None:
+    """Before minutes are spent: whether the disk of `out` has room for an export.
+
+    Args:
+        need: bytes, at the moment when most is there.
+
+    Raises:
+        ExportError: it hasn't.
+    """
+    folder = next(parent for parent in out.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise ExportError(f"{folder} has too little room for this export", got=f"{free / 1e9:.1f} GB free",
+                          expected=f"{need / 1e9:.1f} GB",
+                          hint="Free some space, or choose another folder with OUT=.")  # fmt: skip
+
+
 def _check_target(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not _is_bundle(out):
         raise ExportError(f"{out} isn't a bundle, so it won't be replaced", got="a folder with other files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from tqdm import tqdm
 
-from export.bundle_writer import file_entries, staged, write_manifest
+from export.bundle_writer import check_room, file_entries, staged, write_manifest
 from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
 from export.flatbuffer import fill_skeleton
 from export.hessians import Make, decoder_hessians, gptq_grids, rounded, story_rows
@@ -36,7 +37,7 @@ from seed_story import __version__
 from seed_story.backends import open_graph
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.cache import SinkCache
-from seed_story.config import CacheConfig
+from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import (
     BEGIN_PICTURE,
     DECODER,
@@ -111,6 +112,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
     options.cache.check_picture(source.model.config.picture_tokens)
     options.cache.check_kept(options.cache.sink_rows(recipe.cache))
     gptq_grids(source.model.config.llama, recipe)
+    check_room(out, _room(source.model.config.llama))
     with staged(out) as part, tqdm(total=6 + STEPS, desc="export", unit="step") as bar:
         # Not `save`, whose errors have no class of their own.
         (part / TOKENIZER).write_text(source.tokenizer.to_str(), encoding="utf-8")
@@ -124,6 +126,11 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
         missed = check(parity, recipe, force=options.force)
         write_manifest(part, _manifest(source, recipe, options, parity, missed, part))
     return Bundle.open(out)
+
+
+def _room(llama: LlamaConfig) -> int:
+    """Bytes that an export has on the disk at most: the decoder in float32, and in float16 beside it."""
+    return 6 * sum(map(math.prod, weight_shapes(llama).values()))
 
 
 def _write_graphs(

@@ -30,8 +30,8 @@ def write_model(
     with path.open("wb") as file:
         file.write(head)
         for number, content in contents:
-            file.write(b"\0" * (-position % _ALIGNMENT))
             position += -position % _ALIGNMENT
+            file.seek(position)
             flatbuffer_utils.update_packed_buffer(packed.Buffers(number), offset=position, size=content.nbytes)
             file.write(content.data)
             position += content.nbytes

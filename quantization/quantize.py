@@ -61,8 +61,8 @@ def quantize_graph(
             tool._result.export_model(str(target))
     except _REFUSALS as error:
         raise ExportError(f"{source.name} can't be quantized", got=error, hint="Check the recipe.") from error
+    source.unlink()  # first: of a big model there may be no room for a third file
     share_vectors(target)
-    source.unlink()
 
 
 def _calibrate(tool: Any, samples: Samples) -> dict[str, Any]:

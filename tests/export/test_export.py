@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 
 from export.__main__ import main
 from export.export import ExportOptions, export_bundle, summary
+from model.layers import named_variables
 from model.story_source import load_source
 from model.weights import fingerprint
 from quantization.recipe import FOLDER, Recipe, load_recipe, recipe_names
@@ -221,6 +223,17 @@ def test_refused_target_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
         with pytest.raises(ExportError, match=name):
             export_bundle(load_source("tiny"), load_recipe("float32"), tmp_path / name, OPTIONS)
     assert everything(tmp_path) == before
+
+
+def test_too_little_room_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.export.write_vit", lambda *_: pytest.fail("it began"))
+    source = load_source("tiny")
+    weights = sum(math.prod(v.shape) for v in named_variables(source.model.llama).values())
+    free = shutil.disk_usage(tmp_path)._replace(free=6 * weights // 2)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
+    with pytest.raises(ExportError, match="too little room"):
+        export_bundle(source, load_recipe("int8"), tmp_path / "new" / "story", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_gptq_of_what_is_no_layers_matrix_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
