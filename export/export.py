@@ -102,8 +102,8 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
         out: the bundle's folder; replaced as a whole when it is a bundle already.
 
     Raises:
-        ConfigError: the model's pictures don't fit the cache, it keeps more than a decoder has room for, or the recipe's
-            GPTQ doesn't fit the model.
+        ConfigError: the model's pictures don't fit the cache, it keeps more than a decoder has room for, or the
+            recipe's GPTQ doesn't fit the model.
         UsageError, PictureError: the recipe needs calibration, and its folder or a picture can't be read.
         ParityError: a graph strays from the reference; nothing was written.
         ExportError: a graph can't be converted or quantized, or `out` can't be written.
