@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 
 def seconds(work: Callable[[], object]) -> float:
     """How long a call takes."""
@@ -36,6 +34,8 @@ def answer(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Does one job; an engine that can't be timed call by call has a `turn` of its own."""
     if hasattr(engine, "turn"):
         return dict(engine.turn(job))
+    import numpy as np  # LiteRT-LM has none in its venv, and doesn't come here
+
     if "picture" in job:
         engine.show(job["picture"])
         taken = [seconds(engine.look) for _ in range(job["repeats"])]
