@@ -127,6 +127,25 @@ def test_what_is_served(tmp_path: Path) -> None:
     assert serving.end() == 0
 
 
+TURNING = """
+class Engine:
+    version = "4"
+
+    def turn(self, job):
+        return {"next": job["tokens"][0], "step_s": [0.5]}
+"""
+
+
+def test_an_engine_with_a_turn_of_its_own_needs_no_numpy(tmp_path: Path) -> None:
+    """LiteRT-LM's venv has none."""
+    (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')")
+    (tmp_path / "turning_engine.py").write_text(TURNING)
+    serving = Serving("turning_engine", path=tmp_path)
+    said = serving.ask(tokens=[7], text="", steps=1)
+    assert (said["next"], said["step_s"]) == (7, [0.5]) and said["peak_rss_mib"] > 5
+    assert serving.end() == 0
+
+
 def test_our_decoder_is_served(loud_bundle: Path) -> None:
     serving = Serving("seed_story_worker", str(loud_bundle), "1")
     ids = [40, 5, 77, 120, 33, 8, 9]
