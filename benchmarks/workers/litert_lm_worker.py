@@ -21,7 +21,8 @@ class Engine:
     def turn(self, job: dict[str, Any]) -> dict[str, Any]:
         """Reads the text, then lets it choose tokens; a step is the time between two pieces of the stream.
 
-        The first piece isn't counted, for it takes several steps' time, nor the last, which comes with the one before.
+        Prefill lasts until the first piece, for only then is known what follows the prompt, as with the others. The
+        last piece isn't counted: it comes along with the one before.
         """
         if self._engine.tokenize(job["text"]) != job["tokens"]:
             raise SystemExit("LiteRT-LM reads the text as other tokens")
@@ -29,13 +30,15 @@ class Engine:
         with self._engine.create_session(max_output_tokens=job["steps"] + 2, **options) as session:
             started = time.perf_counter()
             session.run_prefill([job["text"]])
-            at, pieces = [time.perf_counter()], []
+            at, pieces = [], []
             for said in session.run_decode_async():
                 at.append(time.perf_counter())
                 pieces.append(said.texts[0])
+        if not pieces:
+            raise SystemExit("LiteRT-LM says nothing after the text")
         times = [after - before for before, after in itertools.pairwise(at)]
         return {
             "prefill_s": at[0] - started,
-            "step_s": times[1:-1],
-            "next": (self._engine.tokenize(pieces[0]) or [None])[0] if pieces else None,
+            "step_s": times[:-1],
+            "next": (self._engine.tokenize(pieces[0]) or [None])[0],
         }
