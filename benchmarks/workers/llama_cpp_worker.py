@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Engine:
-    """A GGUF file, and a context of `slots` tokens; with flash attention, which is no slower here."""
+    """A GGUF file, and a context of `slots` tokens; with flash attention, as llama.cpp itself would choose."""
 
     version = llama_cpp.__version__
 
