@@ -44,27 +44,34 @@ class Recorder:
     def __init__(self, signature: Signature, memory: Mapping[str, Array], graph: FakeGraph) -> None:
         self.inputs = {s.name: memory.get(s.name, np.zeros(s.shape, s.dtype)) for s in signature.inputs}
         self.outputs = {s.name: np.zeros(s.shape, s.dtype) for s in signature.outputs}
-        self._log, self._asked = graph.log, graph.asked
+        self._log, self._asked, self._graph = graph.log, graph.asked, graph
 
     def run(self) -> None:
         if "mask" not in self.inputs:
+            self.outputs["embeddings"][0, 0] = self.inputs["token"][0]
             return
         cos, sin, mask = (self.inputs[name] for name in ("cos", "sin", "mask"))
         tokens = self.inputs["embeddings"][:, 0]
         new, old = self.outputs["k"][0, 0], self.inputs["kv_cache_k_0"][0]
         new[:, 1], new[:, 3] = cos[:, 0, 1], sin[:, 0, 3]
         self.outputs["v"][0, 0, :, 0] = tokens
-        whose = np.concatenate([self.inputs["kv_cache_v_0"][0, :, 0], tokens])
-        keys = np.concatenate([old, new])
+        own, keys = tokens, new
+        if "place" in self.inputs:
+            place = self.inputs["place"]
+            own = self.inputs["block_v"][0, 0, :, 0] + place[:, 0] * tokens
+            keys = self.inputs["block_k"][0, 0] + place * new
+        whose = np.concatenate([self.inputs["kv_cache_v_0"][0, :, 0], own])
+        keys = np.concatenate([old, keys])
         ring, kept = self.inputs["region"]
         np.testing.assert_array_equal(ring + kept, 1)
-        rotation = np.concatenate([kept, np.zeros(len(tokens))]).astype(int)  # of the query, for each key
+        rotation = np.concatenate([kept, np.zeros(len(own))]).astype(int)  # of the query, for each key
         places = np.arctan2(sin[:, :, 3], cos[:, :, 3]) / TURN
         distances = places[:, rotation] - np.arctan2(keys[:, 3], keys[:, 1]) / TURN
-        for open_, row in zip(mask == 0, distances, strict=True):
+        for token, open_, row in zip(tokens, mask == 0, distances, strict=True):
             if open_.any():  # else padding
                 order = np.argsort(-row[open_])
-                self._log.append((whose[open_][order], row[open_][order]))
+                self._graph.rows += 1
+                self._log[int(token)] = (whose[open_][order], row[open_][order])
         assert ((mask == 0) | (mask == np.float32(MASKED))).all()
         if "attention" in self.outputs:
             self._asked.append(int(tokens[0]))
@@ -74,8 +81,9 @@ class Recorder:
 
 class FakeGraph:
     def __init__(self) -> None:
-        self.log: list[tuple[Array, Array]] = []
+        self.log: dict[int, tuple[Array, Array]] = {}  # what was computed last for each token
         self.asked: list[int] = []
+        self.rows = 0
 
     def bind(self, signature: Signature, memory: Mapping[str, Array] | None = None) -> Recorder:
         assert signature.name == EMBED or memory
@@ -85,10 +93,21 @@ class FakeGraph:
         pass
 
 
-def follow(config: CacheConfig, sizes: Sequence[int], feeds: Sequence[Sequence[tuple[str, int]]]) -> int:
-    """Feeds a story of `("text", n)` and `("picture", n)`, a list a call; checks every token. Gives their number."""
+def follow(
+    config: CacheConfig,
+    sizes: Sequence[int],
+    feeds: Sequence[Sequence[tuple[str, int]]],
+    verify: int = 0,
+    wrong: int = 3,
+) -> int:
+    """Feeds a story of `("text", n)` and `("picture", n)`, a list a call; checks every token. Gives their number.
+
+    Args:
+        verify: K of a `verify_K`; each call of one token then guesses what comes.
+        wrong: one guess of so many is.
+    """
     graph = FakeGraph()
-    decoder = Decoder(graph, LLAMA, config, sizes, attention=True)
+    decoder = Decoder(graph, LLAMA, config, sizes, attention=True, verify=verify)
     pictures: list[range] = []
     told, alone = 0, []
     for parts in feeds:
@@ -100,15 +119,20 @@ def follow(config: CacheConfig, sizes: Sequence[int], feeds: Sequence[Sequence[t
             told += count
         rows = np.zeros((told - begin, LLAMA.hidden_size), np.float32)
         rows[:, 0] = np.arange(begin, told)
-        decoder.feed(rows, mine)
+        decoder.feed(
+            rows,
+            mine,
+            lambda most: [t if t % wrong else 10**6 + t for t in range(told, told + most)],  # noqa: B023
+        )
         assert decoder.cache.position == told
         alone += [begin] if told == begin + 1 and begin % ATTENTION_EVERY == 0 else []
-    assert len(graph.log) == told, "every token goes through the graph once"
+    log = [graph.log[token] for token in range(told)]
+    assert verify or len(graph.log) == graph.rows == told, "every token goes through the graph once"
     assert all(token % ATTENTION_EVERY == 0 for token in graph.asked)
     assert set(graph.asked) >= set(alone) if config.needs_attention else not graph.asked
     attention: dict[int, dict[int, float]] = {}
     asked = set(graph.asked)
-    for token, (got, distances) in enumerate(graph.log):
+    for token, (got, distances) in enumerate(log):
         expected = seen(token, config.sinks, config.ring, pictures, gallery_of(config), attention)
         if token in asked:
             attention[token] = dict(zip(expected, looks(token, expected).tolist(), strict=True))
@@ -154,6 +178,17 @@ def test_every_token_sees_what_it_should(
     follow(config, sizes, [[(kind, count or size) for kind, count in parts] for parts in calls])
 
 
+@settings(max_examples=300, deadline=None)
+@given(geometries(), st.integers(2, 6), st.integers(2, 9), calls_made)
+def test_every_token_sees_what_it_should_though_others_were_guessed(
+    geometry: tuple[CacheConfig, int], verify: int, wrong: int, calls: list[list[tuple[str, int]]]
+) -> None:
+    """Where tokens come one by one, each has a guess of what follows it: right ones, wrong ones, pictures too."""
+    config, size = geometry
+    feeds = [[(kind, count or size) for kind, count in parts] for parts in calls]
+    follow(config, (4, 8), feeds, min(verify, config.ring), wrong)
+
+
 @pytest.mark.parametrize("eviction", PICTURE_EVICTIONS)
 def test_the_default_geometry_for_many_turns_of_its_ring(eviction: str) -> None:
     """18 tokens a picture, prompts longer than the cache, and single tokens for more than a turn of the ring."""
@@ -196,7 +231,7 @@ def test_a_hundred_thousand_tokens_with_a_picture_every_300() -> None:
         for row in rows[60:]:
             decoder.feed(row[None])
         for token in range(begin, begin + 300, 100):
-            got, distances = graph.log[token - begin]
+            got, distances = graph.log[token]
             assert got.tolist() == seen(token, config.sinks, config.ring, pictures, gallery_of(config))
             assert np.abs(distances - np.arange(len(got))[::-1]).max() < 0.1
         graph.log.clear()
