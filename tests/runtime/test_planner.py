@@ -151,7 +151,9 @@ def geometries(draw: st.DrawFn) -> tuple[CacheConfig, int]:
     ring, sinks = draw(st.integers(size, 24)), draw(st.integers(0, 5))
     anchors = room * (begin + end)
     eviction = draw(st.sampled_from(PICTURE_EVICTIONS))
-    return CacheConfig(sinks + anchors + ring, sinks, anchors, begin, end, eviction), size
+    config = CacheConfig(sinks + anchors + ring, sinks, anchors, begin, end, eviction)
+    assume(config.kept <= kept_limit(config.slots))
+    return config, size
 
 
 part = st.one_of(st.just(("picture", 0)), st.tuples(st.just("text"), st.integers(1, 40)))
@@ -174,7 +176,6 @@ def test_every_token_sees_what_it_should(
     geometry: tuple[CacheConfig, int], sizes: tuple[int, ...], calls: list[list[tuple[str, int]]]
 ) -> None:
     config, size = geometry
-    assume(config.kept <= kept_limit(config.slots))
     follow(config, sizes, [[(kind, count or size) for kind, count in parts] for parts in calls])
 
 
