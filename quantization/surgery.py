@@ -151,11 +151,11 @@ class OpenGraph:
 
         return undo
 
-    def _adopt(self, other: OpenGraph, tensor: int) -> int:
-        """The number here of the buffer of another graph's tensor; float16 becomes float32."""
+    def _adopt(self, other: OpenGraph, tensor: int, *, widen: bool = True) -> int:
+        """The number here of the buffer of another graph's tensor; float16 becomes float32, if it is to `widen`."""
         key = (id(other), other.graph.tensors[tensor].buffer)
         if key not in self._adopted:
-            half = other.graph.tensors[tensor].type == schema.TensorType.FLOAT16
+            half = widen and other.graph.tensors[tensor].type == schema.TensorType.FLOAT16
             wide = other.constant(tensor) if half else None
             content = other.content(tensor) if wide is None else np.frombuffer(wide.tobytes(), np.uint8)
             self._adopted[key] = self._add_contents(content)
@@ -167,7 +167,7 @@ class OpenGraph:
             return scaling
         made, details = copy.copy(scaling), copy.copy(scaling.details)
         scales = copy.copy(other.graph.tensors[details.scales])
-        scales.buffer = self._adopt(other, details.scales)
+        scales.buffer = self._adopt(other, details.scales, widen=False)
         self.graph.tensors.append(scales)
         details.scales, made.details = len(self.graph.tensors) - 1, details
         return made
