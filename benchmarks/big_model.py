@@ -28,6 +28,9 @@ TINYLLAMA = LlamaConfig(vocab_size=32_000, hidden_size=2048, intermediate_size=5
                         num_kv_heads=4, head_dim=64, rope_theta=10_000.0, rms_norm_eps=1e-5,
                         tie_word_embeddings=False, max_position=2048)  # fmt: skip
 _DEVIATION = 0.02  # transformers' `initializer_range`
+_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LOUD = 3.5
+"""By how much the table is louder, so that each token tells which comes next about as surely as in a trained model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +65,9 @@ def write_checkpoint(folder: Path, config: LlamaConfig, tokenizer: dict[str, Any
     for layer in range(-1, config.num_layers):  # the first shard has what isn't of a layer
         file = f"model-{layer + 2:05}-of-{config.num_layers + 1:05}.safetensors"
         tensors = {name: _draw(random, name, shape, config) for name, shape in _shapes(config, layer).items()}
+        if layer < 0:  # the head finds a token's successor in the stream; one at random would compare noise
+            tensors[_HEAD] = np.roll(tensors[_TABLE], 1, axis=0)
+            tensors[_TABLE] = (tensors[_TABLE] * np.float32(_LOUD)).astype(ml_dtypes.bfloat16)
         save_file(tensors, folder / file)
         places |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}, indent=1))
@@ -84,7 +90,7 @@ def _shapes(config: LlamaConfig, layer: int) -> dict[str, tuple[int, ...]]:
     d, f = config.hidden_size, config.intermediate_size
     if layer < 0:
         table = (config.vocab_size, d)
-        return {"model.embed_tokens.weight": table, "model.norm.weight": (d,), "lm_head.weight": table}
+        return {_TABLE: table, "model.norm.weight": (d,), _HEAD: table}
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes = {
         "self_attn.q_proj": (queries, d), "self_attn.k_proj": (keys, d), "self_attn.v_proj": (keys, d),
