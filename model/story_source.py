@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from model.presets import get_preset
 from model.qformer import QFormer, initial_qformer
 from model.sources.gguf import read_gguf
 from model.sources.huggingface import hf_folder, read_hf
+from model.sources.lazy import LazyTensors
 from model.story_model import StoryModel
 from model.tokenizer_files import add_picture_tokens, tokenizer_from_folder, tokenizer_from_gguf
 from model.vit import IGNORED as VISION_IGNORED
@@ -174,30 +175,22 @@ def _licence(folder: Path) -> str:
     return file.read_text(encoding="utf-8").splitlines()[0].strip() if file.is_file() else "see its source"
 
 
-class Grown(Mapping[str, Any]):
+class Grown(LazyTensors[Any, Any]):
     """A decoder's tensors, with rows for tokens that the vocabulary had no place for: the mean of the others.
 
     Each is read when it is asked for, so a big checkpoint never is in memory as a whole.
     """
 
     def __init__(self, tensors: Mapping[str, Any], rows: int) -> None:
-        self._tensors, self._rows = tensors, rows
+        super().__init__(tensors)
+        self._rows = rows
 
     def __getitem__(self, name: str) -> Any:
-        found = self._tensors[name]
+        found = self._stored[name]
         if name not in TABLES:
             return found
         table = np.asarray(found)
         return np.concatenate([table, np.repeat(table.mean(0, keepdims=True), self._rows, axis=0)])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # Mapping's own would make the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 _REQUEST = "Write a short story for children about this picture."

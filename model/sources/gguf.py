@@ -8,7 +8,7 @@ halves, so the rows are put back: per head, `[head_dim / 2, 2]` becomes `[2, hea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from model.sources.lazy import LazyTensors
 from seed_story.config import LlamaConfig, RopeScaling, rope_frequencies
 from seed_story.errors import ConfigError, WeightsError
 
@@ -38,7 +39,7 @@ _BLOCK = {
 _ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's stretched frequencies, as one divisor for each
 
 
-class GgufTensors(Mapping[str, npt.NDArray[np.float32]]):
+class GgufTensors(LazyTensors[gguf.ReaderTensor, npt.NDArray[np.float32]]):
     """The tensors of a file, by their `transformers` names; each access dequantizes one, as float32.
 
     Shapes are those of `transformers`: `[out, in]` for a projection, `[vocab, hidden]` for the embeddings.
@@ -46,12 +47,12 @@ class GgufTensors(Mapping[str, npt.NDArray[np.float32]]):
     """
 
     def __init__(self, tensors: Mapping[str, gguf.ReaderTensor], config: LlamaConfig) -> None:
-        self._tensors = dict(tensors)
+        super().__init__(dict(tensors))
         self._config = config
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor as float32; raises WeightsError if its quantization isn't supported."""
-        tensor = self._tensors[name]
+        tensor = self._stored[name]
         try:
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
@@ -66,18 +67,9 @@ class GgufTensors(Mapping[str, npt.NDArray[np.float32]]):
             return _unpermute(array, self._config.num_kv_heads)
         return array
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # Mapping's own would make the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without dequantizing it."""
-        return tuple(int(n) for n in reversed(self._tensors[name].shape))
+        return tuple(int(n) for n in reversed(self._stored[name].shape))
 
 
 def read_gguf(path: str | Path) -> tuple[LlamaConfig, GgufTensors, dict[str, Any]]:

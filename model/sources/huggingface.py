@@ -8,7 +8,7 @@ tensors): the library's numpy reader has no bfloat16, which most LLaMA checkpoin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model.sources.lazy import LazyTensors
 from seed_story.errors import ConfigError, DownloadError, WeightsError
 
 _INDEX = "model.safetensors.index.json"
@@ -32,15 +33,15 @@ class _Entry:
     offset: int  # of its first byte in the file
 
 
-class SafetensorsWeights(Mapping[str, npt.NDArray[np.float32]]):
+class SafetensorsWeights(LazyTensors[_Entry, npt.NDArray[np.float32]]):
     """Tensors by name; each access reads one from its file and makes it float32."""
 
     def __init__(self, entries: Mapping[str, _Entry]) -> None:
-        self._entries = dict(entries)
+        super().__init__(dict(entries))
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor as float32; raises WeightsError if it is stored in another kind of number."""
-        entry = self._entries[name]
+        entry = self._stored[name]
         if entry.dtype not in _DTYPES:
             raise WeightsError(f"{name} isn't stored as floats", got=entry.dtype, expected=" ".join(_DTYPES))
         raw = np.fromfile(entry.file, _DTYPES[entry.dtype], int(np.prod(entry.shape)), offset=entry.offset)
@@ -48,18 +49,9 @@ class SafetensorsWeights(Mapping[str, npt.NDArray[np.float32]]):
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return raw.astype(np.float32, copy=False).reshape(entry.shape)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries  # Mapping's own would make the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        return self._entries[name].shape
+        return self._stored[name].shape
 
 
 def read_hf(folder_or_hub_id: str | Path) -> tuple[dict[str, Any], SafetensorsWeights]:

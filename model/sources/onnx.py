@@ -9,7 +9,7 @@ a MatMul whose output is called after the module that it came from.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnx
 import onnx.numpy_helper
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from model.sources.lazy import LazyTensors
 from seed_story.config import VisionConfig
 from seed_story.errors import WeightsError
 
@@ -38,23 +39,14 @@ _SALIENCY_HEAD = frozenset(
 )
 
 
-class OnnxInitializers(Mapping[str, npt.NDArray[Any]]):
+class OnnxInitializers(LazyTensors[onnx.TensorProto, npt.NDArray[Any]]):
     """The initializers of a graph by name; each access makes a numpy array of the stored shape and dtype."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        super().__init__({tensor.name: tensor for tensor in graph.initializer})
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return np.asarray(onnx.numpy_helper.to_array(self._tensors[name]))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # Mapping's own would make the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return np.asarray(onnx.numpy_helper.to_array(self._stored[name]))
 
 
 def read_onnx_initializers(path: str | Path) -> OnnxInitializers:
