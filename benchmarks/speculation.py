@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--tokens", type=whole(1), default=256, metavar="N", help="of a story (default: %(default)s)")
     add("--turn", type=whole(1), default=16, metavar="N", help="tokens of a turn (default: %(default)s)")
     add("--rounds", type=whole(2), default=100, metavar="N", help="of the costs (default: %(default)s)")
-    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: the fast cores, at most four)")
     args = parser.parse_args(argv)
     return exit_code(lambda: _run(args), "speculation")
 

@@ -45,7 +45,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add("--pictures", type=whole(1), default=200, metavar="N", help="compare N pictures' features (default: 200)")
     add("--told", type=whole(1), default=40, metavar="N", help="tell about N pictures (default: 40)")
     add("--seed", type=whole(0), default=0, metavar="N", help="of subsets, stories and intervals (default: 0)")
-    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: all cores, at most four)")
+    add("--threads", type=whole(1), metavar="N", help="CPU threads (default: the fast cores, at most four)")
     add("--plot", type=Path, default=Path("quality.png"), metavar="FILE", help="the plot (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--sensitivity", action="store_true",
