@@ -255,18 +255,17 @@ class SinkCache:
         self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
         mask.fill(MASKED)
-        ring, begin = slice(config.kept, config.slots), block.begin if block else self.position
+        ring = slice(config.kept, config.slots)
         hidden = self.slot_positions[ring] < np.array(oldest)[:, None]
-        if block:  # its tokens have columns of their own
-            hidden |= self.slot_positions[ring] >= begin
-        np.multiply(hidden, MASKED, out=mask[rows, ring])
         empty = self.slot_positions[: config.kept] == EMPTY
-        empty[begin : config.sinks] = True
-        np.multiply(empty, MASKED, out=mask[rows, self._kept_columns])
-        if block:
+        if block:  # its tokens have columns of their own
+            hidden |= self.slot_positions[ring] >= block.begin
+            empty[block.begin : config.sinks] = True
             self._fill_block(block, inputs[PLACE], mask[rows, self.columns :], oldest)
         else:
             mask[rows, self.columns + size - count :] = _causal(count)
+        np.multiply(hidden, MASKED, out=mask[rows, ring])
+        np.multiply(empty, MASKED, out=mask[rows, self._kept_columns])
         return rows
 
     def _fill_block(self, block: Block, place: Array, mask: Array, oldest: Sequence[int]) -> None:
