@@ -12,6 +12,7 @@ import numpy.typing as npt
 from keras import ops
 
 from export.decoder_graph import weight_shapes
+from export.flatbuffer import with_constants
 from export.layer_graph import EMBEDDINGS, KEYS, VALUES, layer_matrices, write_layer
 from model.story_source import StorySource
 from quantization.calibration import Floats, Ids, calibration_rows
@@ -111,9 +112,10 @@ def decoder_hessians(
         work: a folder for a layer's graph.
     """
     streams, file = list(stories), work / "layer.tflite"
+    model, buffers = with_constants(skeleton, shapes)
     for layer in range(llama.num_layers):
         weights = {name: make(name) for name in layer_matrices(layer)}
-        write_layer(skeleton, shapes, lambda name: weights[name] if name in weights else make(name),  # noqa: B023
+        write_layer(model, buffers, shapes, lambda name: weights[name] if name in weights else make(name),  # noqa: B023
                     prefill_name(size), layer, file)  # fmt: skip
         run = Runner(file, threads)
         sums = {name: np.zeros((weight.shape[1],) * 2, np.float32) for name, weight in weights.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from export.decoder_graph import matrix
-from export.flatbuffer import with_constants, write_weights
+from export.flatbuffer import write_weights
 from seed_story.contract import key_cache, scales_of, sinks_of, value_cache
 
 EMBEDDINGS, KEYS, VALUES = "embeddings", "k", "v"
@@ -23,7 +24,8 @@ def layer_matrices(layer: int) -> list[str]:
 
 
 def write_layer(
-    skeleton: bytes,
+    whole: schema.ModelT,
+    buffers: Mapping[str, int],
     shapes: Mapping[str, tuple[int, ...]],
     make: Callable[[str], npt.NDArray[np.float32]],
     signature: str,
@@ -37,11 +39,11 @@ def write_layer(
     matrix is given, by the matrix's name.
 
     Args:
-        skeleton, shapes, make: as in `fill_skeleton`; only the layer's weights are made.
+        whole, buffers: of `with_constants`, for all layers; neither is changed.
+        shapes, make: as in `fill_skeleton`; only the layer's weights are made.
     """
-    model, buffers = with_constants(skeleton, shapes)
-    (kept,) = (one for one in model.signatureDefs if one.signatureKey.decode() == signature)
-    graph = model.subgraphs[kept.subgraphIndex]
+    model, (kept,) = copy(whole), (copy(s) for s in whole.signatureDefs if s.signatureKey.decode() == signature)
+    graph, model.buffers = copy(whole.subgraphs[kept.subgraphIndex]), list(whole.buffers)
     model.signatureDefs, model.subgraphs, kept.subgraphIndex = [kept], [graph], 0
     made = {entry.name.decode(): entry.tensorIndex for entry in kept.outputs}
     stream = {EMBEDDINGS: _after(graph, signature, layer)}

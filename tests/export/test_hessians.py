@@ -11,6 +11,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from export.decoder_graph import skeleton_weight, weight_shapes
+from export.flatbuffer import with_constants
 from export.hessians import decoder_hessians
 from export.layer_graph import write_layer
 from export.rotation import rotated_weight, rotation_matrix
@@ -108,7 +109,7 @@ def test_a_layers_graph_has_nothing_of_other_layers(tiny: tuple[TinyDecoder, boo
         return np.zeros(shapes[name], np.float32)
 
     shapes = weight_shapes(CONFIG, rotated=rotated)
-    write_layer(decoder.skeleton, shapes, make, "decode", 1, tmp_path / "layer.tflite")
+    write_layer(*with_constants(decoder.skeleton, shapes), shapes, make, "decode", 1, tmp_path / "layer.tflite")
     assert [name for name in made if name.startswith("layers_")] == [f"layers_1_{k}" for k in KINDS]
     assert not {"embed_tokens", "norm", "rotated_norm", "rotation"} & set(made)
     runner = Interpreter(str(tmp_path / "layer.tflite")).get_signature_runner("decode")
