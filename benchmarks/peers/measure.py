@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.peers.venvs import Gap
+from quantization.fidelity import row_cosines
 from seed_story.errors import SeedStoryError
 from seed_story.tokenizer import StoryTokenizer
 
@@ -154,7 +155,7 @@ class VitTest:
         found = []
         for index in range(self._pictures):
             worker.ask({"picture": index, "repeats": 0, "file": str(self._file)})
-            found.append(np.load(self._file).astype(np.float64))
+            found.append(np.load(self._file))
         return found
 
     def check(self, result: Result, found: list[Any], truth: list[Any]) -> None:
@@ -162,8 +163,7 @@ class VitTest:
         a, b = np.stack(found), np.stack(truth)
         if a.shape != b.shape:
             raise Gap(f"features {list(a.shape)}, expected {list(b.shape)}")
-        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        result.cosine = round(float(np.mean(np.sum(a * b, axis=-1) / norms)), 6)
+        result.cosine = round(float(row_cosines(a, b).mean()), 6)
         if not result.cosine >= 0.9:
             raise Gap(f"another model: mean cosine {result.cosine:.3f} to the float32 model's features")
 
