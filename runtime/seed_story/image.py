@@ -1,10 +1,13 @@
 """From any picture to the array that the vision graph reads.
 
-The way of a picture: decode, flatten to RGB (alpha over white), scale the shortest side to `size` with the
-bicubic filter, crop the centre, turn upright by its EXIF orientation, divide by 255. Mean and standard
-deviation are inside the exported graph. This is DINOv2's evaluation transform, but for one thing: DINOv2
-scales to 256 and crops 224, which throws away an eighth of each side; a story needs the edges, so here only
-the longer side loses anything.
+The way of a picture: decode, flatten to RGB (alpha over white), make it square, scale it to `size` with the
+bicubic filter, turn upright by its EXIF orientation, divide by 255. Mean and standard deviation are inside the
+exported graph.
+
+A square is made in one of two ways. A photograph loses the ends of its longer side, as in DINOv2's evaluation
+transform (which cuts off another eighth all around; a story needs the edges). A drawing or a cut-out on a plain
+ground is set into a larger square of that ground instead: there the ends are the thing itself, a fox's head and
+tail, and nothing is lost with more ground.
 """
 
 from __future__ import annotations
@@ -43,6 +46,10 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+
+_PLAIN_SHARE = 0.6
+"""Of the pixels along a picture's edges, that have one colour where it has a plain ground."""
+_PLAIN_SPREAD = 16  # levels of 256 in each channel; what JPEG does to a plain ground is less
 
 # catch_warnings changes the process's filters; the lock keeps two of our own threads from mixing them up.
 _WARNINGS_LOCK = threading.Lock()
@@ -103,7 +110,7 @@ def preprocess_image(image: Image.Image | NDArray[np.uint8], size: int = 224) ->
     _check_dimensions(image)
     try:
         rgb = _flatten(image)
-        square = rgb.resize((size, size), Image.Resampling.BICUBIC, box=_centre_square(rgb.size))
+        square = _square(rgb, size)
     except PictureError:
         raise
     except Exception as error:  # a decoder fed with damaged data raises anything at all
@@ -186,6 +193,35 @@ def _too_large(got: object) -> PictureError:
         expected=f"at most {MAX_PIXELS // 1_000_000} megapixels",
         hint="Scale it down first: the model looks at a few hundred pixels a side.",
     )
+
+
+def _square(rgb: Image.Image, size: int) -> Image.Image:
+    """The whole picture on a square of its ground, if that is plain and the picture no square; else its middle."""
+    width, height = rgb.size
+    ground = _plain_ground(rgb) if width != height else None
+    if ground is None:
+        return rgb.resize((size, size), Image.Resampling.BICUBIC, box=_centre_square(rgb.size))
+    scale = size / max(width, height)
+    whole = rgb.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (size, size), ground)
+    square.paste(whole, ((size - whole.width) // 2, (size - whole.height) // 2))
+    return square
+
+
+def _plain_ground(rgb: Image.Image) -> tuple[int, int, int] | None:
+    """The colour that most of the picture's edges have; None if there is no such colour."""
+    right, bottom = rgb.width - 1, rgb.height - 1
+    edges = [
+        (0, 0, right + 1, 1),
+        (0, bottom, right + 1, bottom + 1),
+        (0, 0, 1, bottom + 1),
+        (right, 0, right + 1, bottom + 1),
+    ]
+    pixels = np.concatenate([np.asarray(rgb.crop(edge), np.int16).reshape(-1, 3) for edge in edges])
+    ground = np.median(pixels, axis=0)
+    plain = np.mean(np.abs(pixels - ground).max(axis=1) <= _PLAIN_SPREAD) >= _PLAIN_SHARE
+    red, green, blue = (int(channel) for channel in ground)
+    return (red, green, blue) if plain else None
 
 
 def _centre_square(size: tuple[int, int]) -> tuple[float, float, float, float]:

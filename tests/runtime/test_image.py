@@ -183,11 +183,41 @@ def test_tiny_and_extreme_shapes(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(pixels, np.broadcast_to(np.array([1, 0, 0], np.float32), (1, 224, 224, 3)))
 
 
-def test_the_crop_is_the_centre() -> None:
-    array = np.zeros((10, 50, 3), np.uint8)
+def test_a_photograph_loses_the_ends_of_its_longer_side() -> None:
+    array = np.asarray(noise(50, 10)).copy()
     array[:, 20:30] = RED
     pixels = preprocess_image(array, 10)
     np.testing.assert_array_equal(pixels, np.broadcast_to(np.array([1, 0, 0], np.float32), (1, 10, 10, 3)))
+
+
+@pytest.mark.parametrize("ground", [WHITE, (200, 180, 40)])
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_thing_on_a_plain_ground_is_seen_whole(ground: tuple[int, int, int], wide: bool) -> None:
+    """Its two ends lie outside the middle square; what is added has the ground's colour."""
+    array = np.full((40, 80, 3), ground, np.uint8)
+    array[18:22, :40], array[18:22, 40:] = BLUE, RED  # ends that touch the picture's own
+    image = Image.fromarray(array if wide else array.transpose(1, 0, 2))
+    pixels = np.rint(preprocess_image(image, 80)[0] * 255)
+    want = np.full((80, 80, 3), ground, np.float32)
+    want[20:60] = array
+    np.testing.assert_array_equal(pixels, want if wide else want.transpose(1, 0, 2))
+
+
+def test_a_cut_out_is_on_white_and_jpeg_leaves_a_ground_plain() -> None:
+    clear = Image.new("RGBA", (30, 10), (0, 0, 0, 0))
+    clear.paste((255, 0, 0, 255), (0, 4, 30, 6))
+    assert corners(preprocess_image(clear, 30)) == [WHITE] * 4
+    picture = Image.new("RGB", (300, 100), (90, 160, 90))
+    picture.paste(noise(280, 80), (10, 10))
+    again = load_and_preprocess_image(encode(picture, "JPEG", quality=60), 30)
+    np.testing.assert_allclose(again[0, :6], np.broadcast_to(np.array([90, 160, 90]) / 255, (6, 30, 3)), atol=4 / 255)
+
+
+@pytest.mark.parametrize(("share", "whole"), [(0.5, False), (0.7, True)])
+def test_a_ground_is_plain_where_most_of_the_edges_have_its_colour(share: float, whole: bool) -> None:
+    array = np.asarray(noise(60, 30)).copy()
+    array[:, : round(60 * share)] = GREEN  # with its end, this is a little more than `share` of the edges
+    assert (corners(preprocess_image(array, 60))[1] == GREEN) is whole  # noise, in the middle square
 
 
 def test_a_strided_array_is_read_right() -> None:
