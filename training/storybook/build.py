@@ -2,7 +2,8 @@
 
     pictures/            JPEG, 224 pixels square
     train.jsonl          stories of trained drawings; valid.jsonl: other stories of them, test.jsonl: of kept drawings
-    cards.jsonl          flash cards, one picture a line: an icon of a trained thing, in a place, to recognize
+    cards.jsonl          flash cards, one picture a line, to recognize: an icon of a trained thing in a place, or a
+                         trained drawing that was made to look like a photograph
     names.json           by name, the other words for it: synonyms, and the next more general word
     grounding.jsonl      one picture a line, with the words that count as naming its main thing
     sources.json         every drawing's package, version, licence and credit
@@ -13,6 +14,7 @@ and for each page what its picture shows: `things` (the main one first) and `pla
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from seed_story.errors import UsageError
@@ -29,6 +32,7 @@ from training.storybook.concepts import Concept, load_concepts
 from training.storybook.drawings import Drawing, render_drawings
 from training.storybook.narrator import PLACES, Plan, Scene, narrate, narrate_chapters
 from training.storybook.packages import ICONS, PACKAGES
+from training.storybook.photograph import photograph
 from training.storybook.scene import coloured, compose
 from training.storybook.splits import Splits, split_drawings, trained_icons
 
@@ -43,13 +47,20 @@ _BEGUN_PAGES = 6
 
 @dataclass(frozen=True)
 class Size:
-    """How large a data set is: `stories` and at most `cards` for training; the other splits don't grow."""
+    """How large a data set is; the splits that aren't for training don't grow.
+
+    Args:
+        stories: for training.
+        icons: at most so many flash cards of icons.
+        photographs: flash cards of drawings that were made to look like photographs.
+    """
 
     stories: int
-    cards: int
+    icons: int
+    photographs: int
 
 
-SIZES = {"tiny": Size(40, 40), "small": Size(800, 800), "full": Size(3000, 10_000)}
+SIZES = {"tiny": Size(40, 40, 40), "small": Size(800, 800, 800), "full": Size(3000, 10_000, 6500)}
 
 
 class _Deck:
@@ -90,7 +101,10 @@ def build(out: Path, size: str = "full", *, seed: int = 0) -> dict[str, int]:
             pool = splits.picture if name == "test" else splits.train
             lines = writer.stories(name, pool, stories, [seed, number])
             counts[name] = _write_lines(part / f"{name}.jsonl", tqdm(lines, total=stories, desc=name, unit="story"))
-        lines = writer.cards(trained_icons(icons, splits), SIZES[size].cards, np.random.default_rng([seed, 8]))
+        lines = itertools.chain(
+            writer.icons(trained_icons(icons, splits), SIZES[size].icons, np.random.default_rng([seed, 8])),
+            writer.photographs(splits.train, SIZES[size].photographs, np.random.default_rng([seed, 7])),
+        )
         counts["cards"] = _write_lines(part / "cards.jsonl", tqdm(lines, desc="cards", unit="card"))
         also = {concept.name: concept.also for concept in concepts if concept.also}
         (part / "names.json").write_text(json.dumps(also, indent=1), encoding="utf-8")
@@ -202,20 +216,32 @@ class _Writer:
             "place": [scene.place for scene in scenes],
         }
 
-    def cards(self, pool: Mapping[str, list[Drawing]], most: int, rng: Rng) -> Iterator[Mapping[str, Any]]:
-        """One picture for each icon, or for `most` of them; a line of StoryStream's form with a page of a few words."""
+    def icons(self, pool: Mapping[str, list[Drawing]], most: int, rng: Rng) -> Iterator[Mapping[str, Any]]:
+        """A flash card for each icon, or for `most` of them."""
         icons = [icon for found in pool.values() for icon in found]
         for number, row in enumerate(rng.permutation(len(icons))[:most]):
             icon, place = icons[row], _place(rng)
             name = f"card-{number:05d}"
-            yield {
-                "id": name,
-                "images": [self._draw(name, [icon], place, rng)],
-                "captions": [f"This is {self._concepts[icon.concept].phrase}."],
-                "orders": [0],
-                "things": [[icon.concept]],
-                "place": [place],
-            }
+            yield self._card(name, icon.concept, self._draw(name, [icon], place, rng), place)
+
+    def photographs(self, pool: Mapping[str, list[Drawing]], count: int, rng: Rng) -> Iterator[Mapping[str, Any]]:
+        """`count` flash cards of drawings made to look like photographs, each drawing as often as any other."""
+        drawings = [drawing for found in pool.values() for drawing in found]
+        order = rng.permutation(len(drawings))
+        for number in range(count):
+            drawing, name = drawings[order[number % len(order)]], f"photograph-{number:05d}"
+            yield self._card(name, drawing.concept, self._photograph(name, drawing, rng), "plain")
+
+    def _card(self, name: str, concept: str, image: str, place: str) -> Mapping[str, Any]:
+        """A line of StoryStream's form with a page of a few words."""
+        return {
+            "id": name,
+            "images": [image],
+            "captions": [f"This is {self._concepts[concept].phrase}."],
+            "orders": [0],
+            "things": [[concept]],
+            "place": [place],
+        }
 
     def questions(self, splits: Splits, rng: Rng) -> Iterator[Mapping[str, Any]]:
         """One picture for each kept concept and split; half of them with a smaller second thing beside it."""
@@ -257,8 +283,14 @@ class _Writer:
         return tuple(scenes)
 
     def _draw(self, name: str, shown: Sequence[Drawing], place: str, rng: Rng) -> str:
-        file = f"pictures/{name}.jpg"
         picture = compose([coloured(d.open(), rng) if d.style in ICONS else d.open() for d in shown], place, rng)
+        return self._save(name, picture, rng)
+
+    def _photograph(self, name: str, shown: Drawing, rng: Rng) -> str:
+        return self._save(name, photograph(shown.open(), rng), rng)
+
+    def _save(self, name: str, picture: Image.Image, rng: Rng) -> str:
+        file = f"pictures/{name}.jpg"
         picture.save(self._folder / file, quality=int(rng.integers(80, 96)))
         return file
 

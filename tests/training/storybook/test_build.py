@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ from training.storybook.splits import UNSEEN_STYLE, Splits, split_drawings, trai
 NAMES = ("fox", "owl", "cat", "dog", "horse", "castle", "train", "apple", "queen", "rainbow", "llama", "avocado")
 STYLES = ("noto", "fxemoji", "emojione", "fluent-flat", UNSEEN_STYLE)
 ICON_STYLES = ("phosphor", "fluent-high-contrast")
-CARDS = 9
+ICON_CARDS, PHOTOGRAPHS = 9, 70
+CARDS = ICON_CARDS + PHOTOGRAPHS
 STORIES = {"train": 8, "valid": 3, "test": 4}
 Lines = list[dict[str, Any]]
 
@@ -57,23 +59,29 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
         patch.setattr(building, "render_drawings",
                       lambda concepts, styles=tuple(PACKAGES): [d for d in made if d.style in styles])  # fmt: skip
         patch.setattr(building, "_STORIES", {"valid": STORIES["valid"], "test": STORIES["test"]})
-        patch.setitem(building.SIZES, "tiny", Size(STORIES["train"], CARDS))
+        patch.setitem(building.SIZES, "tiny", Size(STORIES["train"], ICON_CARDS, PHOTOGRAPHS))
         yield patch
 
 
 @pytest.fixture(scope="module")
 def built(small: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Built:
     shown: dict[str, list[Drawing]] = {}
-    draw = building._Writer._draw
+    draw, photograph = building._Writer._draw, building._Writer._photograph
 
     def noted(self: Any, name: str, things: list[Drawing], place: str, rng: np.random.Generator) -> str:
         file = draw(self, name, things, place, rng)
         shown[file] = list(things)
         return file
 
+    def noted_photograph(self: Any, name: str, thing: Drawing, rng: np.random.Generator) -> str:
+        file = photograph(self, name, thing, rng)
+        shown[file] = [thing]
+        return file
+
     folder = tmp_path_factory.mktemp("out") / "new" / "storybook"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building._Writer, "_draw", noted)
+        patch.setattr(building._Writer, "_photograph", noted_photograph)
         counts = build(folder, "tiny", seed=3)
     concepts = load_concepts()
     made, icons = building.render_drawings(concepts), building.render_drawings(concepts, ICONS)
@@ -148,15 +156,22 @@ def test_cards_show_icons_of_what_is_trained(built: Built) -> None:
     icons = [icon for found in trained_icons(building.render_drawings((), ICONS), built.splits).values()
              for icon in found]  # fmt: skip
     kept = {(d.concept, d.style) for d in held(built.splits.picture)}
-    assert ("fluent-high-contrast" in {icon.style for icon in icons}) and len(icons) > CARDS
+    assert ("fluent-high-contrast" in {icon.style for icon in icons}) and len(icons) > ICON_CARDS
     assert not [icon for icon in icons if (icon.concept, icon.style.replace("high-contrast", "flat")) in kept]
     for line in built.lines("cards"):
-        (icon,) = built.shown[line["images"][0]]
-        assert icon in icons
+        (thing,) = built.shown[line["images"][0]]
+        assert thing in icons or line["id"].startswith("photograph-")
         assert (line["things"], line["captions"]) == (
-            [[icon.concept]], [f"This is {concepts[icon.concept].phrase}."]
+            [[thing.concept]], [f"This is {concepts[thing.concept].phrase}."]
         )  # fmt: skip
     check_pictures(read_stories(built.folder / "cards.jsonl"))
+
+
+def test_photographs_are_of_trained_drawings_each_as_often_as_the_others(built: Built) -> None:
+    shown = Counter(built.shown[line["images"][0]][0] for line in built.lines("cards")[ICON_CARDS:])
+    trained = held(built.splits.train)
+    assert shown.total() == PHOTOGRAPHS and shown.keys() == trained
+    assert set(shown.values()) == {PHOTOGRAPHS // len(trained), PHOTOGRAPHS // len(trained) + 1}
 
 
 def test_names_have_the_other_words_for_them(built: Built) -> None:
@@ -227,7 +242,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(
     assert command.main(["build", "--out", str(same), "--size", "tiny", "--seed", "3"]) == 0
     assert (
         capsys.readouterr().out
-        == f"train 8, valid 3, test 4, cards 9, grounding {built.counts['grounding']} -> {same}\n"
+        == f"train 8, valid 3, test 4, cards {CARDS}, grounding {built.counts['grounding']} -> {same}\n"
     )
     assert contents(same) == contents(built.folder)
     with pytest.MonkeyPatch.context() as patch:
