@@ -22,7 +22,7 @@ BUNDLES =
 
 DATA = build/storybook
 TRAINING = build/training
-MINUTES = 70
+MINUTES = 60
 
 IMAGE = demo_app/pictures/fox.jpg
 PROMPT = Once upon a time,

@@ -54,23 +54,28 @@ def matrix(layer: int, kind: str) -> str:
 
 
 def weight_shapes(config: LlamaConfig, *, rotated: bool = False) -> dict[str, tuple[int, ...]]:
-    """The skeleton's weights, by name: matrices `[outputs, inputs]`.
+    """The skeleton's weights, by name: matrices `[outputs, inputs]`, those of the layers in order, and the head last.
 
     Args:
         rotated: whether the residual stream is turned; see `export/rotation.py`.
     """
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
-    shapes: dict[str, tuple[int, ...]] = {TABLE: (config.vocab_size, d)}
     block = math.gcd(f, _DOWN_BLOCK)
-    shapes |= {ROTATION: (d, d), ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)} if rotated else {NORM: (d,)}
+    shapes: dict[str, tuple[int, ...]] = (
+        {ROTATION: (d, d), ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)} if rotated else {NORM: (d,)}
+    )
     for i in range(config.num_layers):
         shapes[matrix(i, "qkv")] = (heads * config.head_dim, d)
         shapes[matrix(i, "o")] = (d, config.num_heads * config.head_dim)
         shapes[matrix(i, "gate_up")] = (2 * f, d)
         shapes[matrix(i, "down")] = (d, f)
-    if not config.tie_word_embeddings:
-        shapes[HEAD] = (config.vocab_size, d)
+    shapes |= dict.fromkeys((TABLE, head_name(config)), (config.vocab_size, d))
     return shapes
+
+
+def head_name(config: LlamaConfig) -> str:
+    """The skeleton's name of what makes logits, its last weight: the table itself where they are tied."""
+    return TABLE if config.tie_word_embeddings else HEAD
 
 
 def skeleton_weight(config: LlamaConfig, weights: Weights, name: str) -> npt.NDArray[np.float32]:
@@ -213,8 +218,7 @@ class _Step:
             weights.append(weight)
         last = self._norm(tf.slice(x, [self.n - self.answers, 0], [self.answers, self.config.hidden_size]))
         last = _matmul(last, inputs[ROTATED_NORM]) if ROTATED_NORM in inputs else last * inputs[NORM]
-        head = inputs[TABLE if self.config.tie_word_embeddings else HEAD]
-        made = {"logits": _matmul(last, head), "k": tf.stack(keys), "v": tf.stack(values)}
+        made = {"logits": _matmul(last, inputs[head_name(self.config)]), "k": tf.stack(keys), "v": tf.stack(values)}
         return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
 
     def _mean_attention(self, weights: Sequence[Tensor]) -> Tensor:

@@ -172,7 +172,7 @@ def _write_decoder(
         memory = SinkCache(replace(llama, num_layers=1), cache, cache.sink_rows(recipe.cache))
         found = decoder_hessians(skeleton, shapes, make, llama, memory, max(sizes, default=1), rows,
                                  threads=default_threads(), work=work)  # fmt: skip
-        make = rounded(make, grids, found, bar.update)
+        make = rounded(make, llama, grids, found, bar.update)
     fill_skeleton(skeleton, shapes, make, raw)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))

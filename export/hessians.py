@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from export.decoder_graph import weight_shapes
+from export.decoder_graph import NORM, ROTATED_NORM, head_name, weight_shapes
 from export.flatbuffer import with_constants
 from export.layer_graph import EMBEDDINGS, KEYS, VALUES, layer_matrices, write_layer
 from model.story_source import StorySource
@@ -56,14 +56,20 @@ def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
     """
     shapes, entries = weight_shapes(llama, rotated=recipe.rotated), recipe.graphs[DECODER]
     grids = {name: grid for name in shapes if (grid := grid_of(entries, f"{DECODE}/{name}/product"))}
-    if others := sorted(name for name in grids if not _LAYER.match(name)):
-        raise ConfigError(f"the recipe {recipe.name} has more rounded by GPTQ than the layers' matrices", got=others,
-                          expected="another algorithm for these")  # fmt: skip
+    if others := sorted(name for name in grids if not _is_calibrated(llama, name)):
+        raise ConfigError(f"the recipe {recipe.name} has more rounded by GPTQ than the layers' matrices and the head",
+                          got=others, expected="another algorithm for these")  # fmt: skip
     return grids
+
+
+def _is_calibrated(llama: LlamaConfig, name: str) -> bool:
+    """Whether a matrix is one of `decoder_hessians`."""
+    return bool(_LAYER.match(name)) or name == head_name(llama)
 
 
 def rounded(
     make: Make,
+    llama: LlamaConfig,
     grids: Mapping[str, Grid],
     found: Iterator[tuple[str, Floats, npt.NDArray[Any]]],
     tick: Callable[[int], object],
@@ -71,12 +77,12 @@ def rounded(
     """`make`, with the matrices that have a grid rounded to it.
 
     Args:
-        found: of `decoder_hessians`; the layers' matrices must be asked for in that order.
+        found: of `decoder_hessians`; its matrices must be asked for in that order.
         tick: told 1 for each that was rounded.
     """
 
     def made(name: str) -> Floats:
-        if not _LAYER.match(name):
+        if not _is_calibrated(llama, name):
             return make(name)
         given, weights, hessian = next(found)
         assert given == name
@@ -100,7 +106,7 @@ def decoder_hessians(
     threads: int,
     work: Path,
 ) -> Iterator[tuple[str, Floats, npt.NDArray[Any]]]:
-    """The layers' matrices in order, each with the sum of `x^T x` over all its inputs x, float32 `[inputs, inputs]`.
+    """The layers' matrices in order, then the head, each with the sum of `x^T x` over all its inputs x.
 
     All stories go through one layer before the next layer is made: so what is in memory doesn't grow with their number.
 
@@ -110,6 +116,9 @@ def decoder_hessians(
         size: N of the prefill that reads them, or 1.
         stories: of `story_rows`.
         work: a folder for a layer's graph.
+
+    Yields:
+        A name, its weights `[outputs, inputs]`, and the sum, float32 `[inputs, inputs]`.
     """
     streams, file = list(stories), work / "layer.tflite"
     model, buffers = with_constants(skeleton, shapes)
@@ -124,6 +133,10 @@ def decoder_hessians(
         for name in list(sums):
             yield name, weights[name], sums.pop(name)
     file.unlink()
+    read = np.concatenate(streams)
+    read /= np.sqrt(np.mean(np.square(read), axis=1, keepdims=True) + llama.rms_norm_eps)
+    read = read @ make(ROTATED_NORM).T if ROTATED_NORM in shapes else read * make(NORM)
+    yield head_name(llama), make(head_name(llama)), read.T @ read
 
 
 def _through(

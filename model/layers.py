@@ -24,10 +24,14 @@ _MASKED = -1e9  # finite, so that a row that may see nothing (padding) gives no 
 
 
 class Module(keras.Layer):  # type: ignore[misc]
-    """A layer that makes its weights in `__init__`: Keras has nothing left to build at the first call."""
+    """A layer that makes its weights in `__init__`: Keras has nothing left to build at the first call.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        name: what its operators are called in a graph, where recipes can find them; None for a number of Keras's.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.built = True
         self.supports_masking = True
 
@@ -59,8 +63,8 @@ def generator(seed: int | None) -> Rng:
 class Linear(Module):
     """`x @ weight.T + bias`: `[..., inputs]` to `[..., outputs]`; weight `[outputs, inputs]` as in torch."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Rng, *, bias: bool = True) -> None:
-        super().__init__()
+    def __init__(self, inputs: int, outputs: int, rng: Rng, *, bias: bool = True, name: str | None = None) -> None:
+        super().__init__(name)
         self.weight = self.parameter("weight", normal(rng, outputs, inputs))
         self.bias = self.parameter("bias", np.zeros(outputs, np.float32)) if bias else None
 

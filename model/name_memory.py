@@ -32,7 +32,8 @@ class NameMemory(Module):
     def __init__(self, config: QFormerConfig, rng: Rng) -> None:
         super().__init__()
         self.config = config
-        self.scores = [Linear(config.hidden_size, config.memory_names, rng) for _ in range(config.memory_slots)]
+        sizes = config.hidden_size, config.memory_names
+        self.scores = [Linear(*sizes, rng, name="name_scores") for _ in range(config.memory_slots)]
         self.worth = Linear(config.memory_names, config.memory_names, rng, bias=False)
         self.worth.trainable = False
         self.values = Linear(config.memory_names, config.memory_width * config.llm_size, rng, bias=False)

@@ -116,7 +116,7 @@ class QFormer(Module):
         self.query_positions = self.parameter("query_positions", normal(rng, 1, config.num_queries, size))
         self.vision_norm = group_norm(config, config.vision_size)  # BLIP-2's ln_vision: features come in any size
         self.summary_norm = group_norm(config, SUMMARIES * config.vision_size)
-        self.summary_projection = Linear(SUMMARIES * config.vision_size, size, rng)
+        self.summary_projection = Linear(SUMMARIES * config.vision_size, size, rng, name="summary_projection")
         self.summary_noise = keras.layers.GaussianNoise(config.dropout, seed=_dropout_seed(rng))
         self.summary_dropout = keras.layers.Dropout(config.dropout, seed=_dropout_seed(rng))
         self.layers = [Layer(config, rng) for _ in range(config.num_layers)]

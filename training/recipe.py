@@ -33,7 +33,7 @@ class Recipe:
         seed: of everything random.
     """
 
-    minutes: float = 70.0
+    minutes: float = 60.0
     decoder: Decoder = "lora"
     vision_blocks: int = 4
     rank: int = 8

@@ -86,9 +86,28 @@ def test_layer_by_layer_is_the_same_as_all_at_once(tiny: tuple[TinyDecoder, bool
                 expected[name] = expected[name] + x.T @ x
     (tmp_path / "work").mkdir()
     found = hessians(tiny, 8, tmp_path / "work")
-    assert list(found) == [name for name in weight_shapes(CONFIG) if name.startswith("layers_")]
-    for name, hessian in found.items():
-        np.testing.assert_array_equal(hessian, expected[name], name)
+    assert list(found) == [*outputs, "embed_tokens"]
+    for name, total in expected.items():
+        np.testing.assert_array_equal(found[name], total, name)
+
+
+def test_the_head_is_given_what_comes_of_all_layers(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
+    """Of every token, where a prefill has logits of its last one only: so the single step says what to expect."""
+    decoder, _ = tiny
+    opened = OpenGraph(decoder.path, "decode")
+    output = opened.add_output(next(one.x for one in opened.matrices() if one.name == "embed_tokens"))
+    opened.write(tmp_path / "all.tflite")
+    run, cache, rows = Runner(tmp_path / "all.tflite", 1), SinkCache(CONFIG, CACHE, decoder.sink_rows), []
+    for seed, count in enumerate(LENGTHS):
+        cache.reset()
+        for token in np.split(decoder.embeddings(count, seed), count):
+            told = run(chunk_inputs(cache, CONFIG, token, 1))
+            cache.store(told["k"], told["v"], 1)
+            rows.append(told[output].reshape(-1))
+    (tmp_path / "work").mkdir()
+    expected = np.stack(rows).T @ np.stack(rows)
+    found = hessians(tiny, 1, tmp_path / "work")["embed_tokens"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_chunks_make_no_difference(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
