@@ -33,7 +33,7 @@ class NameMemory(Module):
         super().__init__()
         self.config = config
         sizes = config.hidden_size, config.memory_names
-        self.scores = [Linear(*sizes, rng, name="name_scores") for _ in range(config.memory_slots)]
+        self.scores = [Linear(*sizes, rng, name=f"name_scores_{slot}") for slot in range(config.memory_slots)]
         self.worth = Linear(config.memory_names, config.memory_names, rng, bias=False)
         self.worth.trainable = False
         self.values = Linear(config.memory_names, config.memory_width * config.llm_size, rng, bias=False)

@@ -209,10 +209,10 @@ def test_linear_time() -> None:
         story = (ids * (count // len(ids) + 1))[:count]
         best = float("inf")
         for _ in range(3):
-            stream, start = BYTES.stream(), time.perf_counter()
+            stream, start = BYTES.stream(), time.thread_time()  # what other programs do on the machine doesn't count
             for id_ in story:
                 stream.push(id_)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         return best
 
     assert seconds(80_000) < 24 * seconds(10_000)
