@@ -59,8 +59,8 @@ def test_light_falls_on_one_side_of_a_body_and_texture_on_all_of_it() -> None:
         np.testing.assert_array_equal(np.asarray(solid.getchannel("A")), np.asarray(disc().getchannel("A")))
 
 
-def test_bodies_are_thickest_in_the_middle() -> None:
-    """Lit from above (the light of seed 0 is), the upper half of a ball is brighter than the lower one."""
+def test_bodies_are_round_and_mostly_lit_from_above() -> None:
+    """The light is mostly from above: then the upper half of a ball is brighter than the lower one."""
     alpha = np.asarray(disc().getchannel("A"), np.float64) / 255
     upper_brighter = []
     for seed in range(40):
