@@ -19,7 +19,7 @@ from keras import ops
 from tqdm import tqdm
 
 from model.layers import Tensor, numpy_of
-from training.checkpoint import FILE_NAME, read_checkpoint, state_variables, write_checkpoint
+from training.checkpoint import FILE_NAME, planned_steps, read_checkpoint, state_variables, write_checkpoint
 from training.errors import TrainingError
 from training.events import EventLog
 from training.interrupt import Interrupt
@@ -150,6 +150,15 @@ def steps_for_minutes(task: Task, schedule: Schedule, minutes: float) -> int:
     first, rest = times[0], statistics.fmean(times[1:])  # the first one compiles
     steps = int((minutes * 60 - first) / rest)
     return max(steps // schedule.accumulate, 1) * schedule.accumulate
+
+
+def planned(task: Task, out: Path, schedule: Schedule, minutes: float) -> Schedule:
+    """The schedule with the steps that were planned when the training in `out` began, or now: as many as fit."""
+    steps = planned_steps(out)
+    if steps is None:
+        return replace(schedule, steps=steps_for_minutes(task, schedule, minutes))
+    print(f"{out.name}: going on with the {steps} steps that were planned when it began", file=sys.stderr)
+    return replace(schedule, steps=steps)
 
 
 def _batches(task: Task, start: int, stop: int) -> Generator[tuple[int, Batch], None, None]:

@@ -6,7 +6,6 @@ import functools
 import json
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -28,7 +27,7 @@ from training.alignment import Alignment, WordLoss
 from training.checkpoint import planned_steps
 from training.data import StoryEncoder, StoryRecord, check_pictures, chunks, read_stories
 from training.features import FeatureStore
-from training.loop import steps_for_minutes, train
+from training.loop import planned, train
 from training.names import SLOTS, Labels, NameTable, name_table, read_labels
 from training.pictures import Labelled
 from training.recipe import Recipe, data_fingerprint
@@ -223,15 +222,12 @@ def _storytelling(training: _Training) -> Storytelling:
 
 def _run(stage: _Stage, recipe: Recipe, out: Path) -> Outcome:
     """Trains a stage; its first run turns minutes into steps, which later ones read back."""
-    task, steps = stage.make(), planned_steps(out)
+    task = stage.make()
+    if planned_steps(out) is None:
+        stage.begin(task)
     schedule = Schedule(_PLACEHOLDER, stage.learning_rate, weight_decay=recipe.weight_decay,
                         mixed_precision=recipe.mixed_precision)  # fmt: skip
-    if steps is None:
-        stage.begin(task)
-        steps = steps_for_minutes(task, schedule, stage.minutes)
-    else:
-        print(f"{out.name}: going on with the {steps} steps that were planned when it began", file=sys.stderr)
-    outcome = train(task, out, replace(schedule, steps=steps))
+    outcome = train(task, out, planned(task, out, schedule, stage.minutes))
     if outcome.finished:
         stage.end(task)
     return outcome

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,13 @@ from model.picture_head import PictureHead, cosine_distance
 from model.qformer import QFormer, pool_patches
 from model.vit import VisionTransformer
 from training.alignment import WordLoss
-from training.data import IGNORE, Example, Shown, StoryEncoder, StoryRecord
+from training.data import IGNORE, StoryEncoder, StoryRecord
 from training.features import FeatureStore
-from training.packing import batch as pack_batch
-from training.packing import pack
+from training.story_batches import StoryBatches
 from training.task import Batch
 
-SHOWN: dict[Shown, float] = {"all": 0.45, "first": 0.45, "none": 0.1}
-"""How often a story is told with all its pictures, the first alone, or none."""
 _FORESEEN_POOL = 4
 _FORESEEN_WEIGHT = 0.1
-_TOKENS_A_PICTURE = 64  # what a page takes, in the mean: template, places and a caption
 
 
 def foreseen_pool(grid: int) -> int:
@@ -61,14 +57,6 @@ class _Parts(Module):
     def __init__(self, networks: Sequence[keras.Layer]) -> None:
         super().__init__()
         self.networks = list(networks)
-
-
-@dataclass
-class _Plan:
-    """The batches of one epoch: rows of examples, and each batch's stories."""
-
-    batches: list[list[list[Example]]] = field(default_factory=list)
-    stories: list[list[str]] = field(default_factory=list)
 
 
 class Storytelling:
@@ -98,41 +86,35 @@ class Storytelling:
         seed: int = 0,
         factors: Mapping[str, float] | None = None,
     ) -> None:
-        self.name = f"{name}, seed {seed}, {len(stories)} stories, {rows} rows of {length}"
-        self._stories, self._encoder, self._store = list(stories), encoder, store
-        self._networks, self._words, self._labels = networks, words, labels
-        self._length, self._rows, self._seed = length, rows, seed
-        self._queries = networks.qformer.config.num_queries
-        self._room = max(rows * length // _TOKENS_A_PICTURE, length // (self._queries + 2))  # at least one row's
+        self._batches = StoryBatches(stories, encoder, store, networks.qformer.config.num_queries,
+                                     length=length, rows=rows, seed=seed)  # fmt: skip
+        self.name = f"{name}, {self._batches.name}"
+        self._store, self._networks, self._words, self._labels = store, networks, words, labels
         self._runs_vision = store.end < networks.vision.config.feature_layer
         self._factors = dict(factors or {})
-        self._plans: dict[int, _Plan] = {}
         parts = [networks.qformer, networks.llama, networks.head]
         self.network = _Parts([networks.vision, *parts] if self._runs_vision else parts)
 
     def batch(self, step: int) -> Batch:  # noqa: D102
-        plan, index = self._find(step)
-        rows = plan.batches[index]
-        packed = pack_batch(rows, self._length, self._queries)
+        made, room = self._batches[step], self._batches.room
+        packed = made.packed
         pictures = len(packed.pictures)
-        stored = self._store[packed.pictures]
-        hidden = np.zeros((self._room, *stored.shape[1:]), np.float16)
-        hidden[:pictures] = stored
         labels, named = self._labelled(packed.pictures)
-        begins, foreseen = np.zeros(self._room, np.int32), np.zeros(self._room, np.float32)
+        begins, foreseen = np.zeros(room, np.int32), np.zeros(room, np.float32)
         flat = packed.ids.reshape(-1) < 0
-        begins[:pictures] = np.flatnonzero(flat)[:: self._queries] - 1
-        foreseen[:pictures] = [number > 0 for row in rows for e in row for number in range(len(e.pictures))]
+        begins[:pictures] = np.flatnonzero(flat)[:: self._batches.queries] - 1
+        foreseen[:pictures] = [number > 0 for row in made.examples for e in row for number in range(len(e.pictures))]
         return {
             "ids": packed.ids, "targets": packed.labels, "mask": packed.mask, "positions": packed.positions,
-            "picture_index": packed.picture_index, "hidden": hidden, "labels": labels, "named": named,
+            "picture_index": packed.picture_index, "hidden": made.hidden, "labels": labels, "named": named,
             "begins": begins, "foreseen": foreseen,
         }  # fmt: skip
 
     def _labelled(self, pictures: Sequence[Path]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """The pictures' labels, and which of them have one."""
-        labels = np.zeros((self._room, self._words.width if self._words else 1), np.int32)
-        named = np.zeros(self._room, np.float32)
+        room = self._batches.room
+        labels = np.zeros((room, self._words.width if self._words else 1), np.int32)
+        named = np.zeros(room, np.float32)
         for row, picture in enumerate(pictures):
             if (label := self._labels.get(picture)) is not None:
                 labels[row], named[row] = label, 1
@@ -165,8 +147,7 @@ class Storytelling:
         return _mean(costs, learned)
 
     def describe(self, step: int) -> str:  # noqa: D102
-        plan, index = self._find(step)
-        return "stories " + ", ".join(plan.stories[index])
+        return self._batches.describe(step)
 
     def learning_rate_factor(self, variable: Any) -> float:
         """The factor of the network that a variable belongs to."""
@@ -174,44 +155,6 @@ class Storytelling:
             if any(variable is v for v in getattr(self._networks, name).trainable_variables):
                 return factor
         return 1.0
-
-    def _find(self, step: int) -> tuple[_Plan, int]:
-        epoch = 0
-        while step >= len((plan := self._epoch(epoch)).batches):
-            step, epoch = step - len(plan.batches), epoch + 1
-        return plan, step
-
-    def _epoch(self, epoch: int) -> _Plan:
-        """All stories in a new order, each shown in a way of its own."""
-        if epoch in self._plans:
-            return self._plans[epoch]
-        rng = np.random.default_rng([self._seed, epoch])
-        ids: dict[int, str] = {}
-        examples = []
-        for number in rng.permutation(len(self._stories)):
-            story = self._stories[number]
-            shown = list(SHOWN)[int(rng.choice(len(SHOWN), p=list(SHOWN.values())))]
-            examples.append(self._encoder.encode_within(story, self._length, shown))
-            ids[id(examples[-1])] = story.id
-        plan = _Plan()
-        for group in self._grouped(pack(examples, self._length, self._queries)):
-            plan.batches.append(group + [[]] * (self._rows - len(group)))
-            plan.stories.append([ids[id(example)] for row in group for example in row])
-        self._plans[epoch] = plan
-        return plan
-
-    def _grouped(self, rows: Sequence[list[Example]]) -> list[list[list[Example]]]:
-        """Rows, as many as a batch has, or fewer where their pictures would be too many."""
-        groups: list[list[list[Example]]] = []
-        left = 0
-        for row in rows:
-            pictures = sum(len(example.pictures) for example in row)
-            if not groups or len(groups[-1]) == self._rows or pictures > left:
-                groups.append([])
-                left = self._room
-            groups[-1].append(row)
-            left -= pictures
-        return groups
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from seed_story.config import CacheConfig, StoryConfig
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory
 from tests.training.storybooks import write_stories
-from training import stages
+from training import loop
 from training.recipe import Recipe
 from training.stages import train_model
 
@@ -65,7 +65,7 @@ def checkpoint(small: str, data: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("overfit")
     recipe = Recipe(decoder="full", vision_blocks=0, align_rate=3e-3, story_rate=4e-3, rows=4, length=128)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "steps_for_minutes", lambda task, *_: STEPS[task.name.split(",")[0]])
+        patch.setattr(loop, "steps_for_minutes", lambda task, *_: STEPS[task.name.split(",")[0]])
         assert train_model(small, data, out, recipe)
     return out / "checkpoint"
 

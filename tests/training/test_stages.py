@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from model.layers import named_variables, numpy_of
 from model.story_source import load_source
 from tests.training.storybooks import tensors, write_stories
-from training import stages
+from training import loop
 from training.storytelling import Storytelling
 from training.train import main
 
@@ -41,7 +41,7 @@ def few_steps() -> Iterator[None]:
     """So few that tracing a graph would take longer than all of them; `test_overfit` trains with graphs."""
     tf.config.run_functions_eagerly(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "steps_for_minutes", lambda task, schedule, minutes: STEPS)
+        patch.setattr(loop, "steps_for_minutes", lambda task, schedule, minutes: STEPS)
         yield
     tf.config.run_functions_eagerly(False)
 
@@ -166,7 +166,7 @@ def test_minutes_become_steps(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(minutes)
         return steps_for_minutes(task, schedule, minutes)
 
-    monkeypatch.setattr(stages, "steps_for_minutes", spied)
+    monkeypatch.setattr(loop, "steps_for_minutes", spied)
     assert run(data, tmp_path / "out", "--decoder", "lora", "--vision-blocks", 1, "--minutes", 1e-4) == 0
     np.testing.assert_allclose(asked, [0.57e-4, 0.03e-4, 0.4e-4])
     about = json.loads((tmp_path / "out" / "checkpoint" / "training.json").read_text())
@@ -179,7 +179,7 @@ def test_finished_training_is_written_again_and_not_trained(
     out = shutil.copytree(finished, tmp_path / "out")
     shutil.rmtree(out / "checkpoint")
     monkeypatch.setattr("training.loop._Learner.learn", lambda *_: pytest.fail("a step was trained"))
-    monkeypatch.setattr(stages, "steps_for_minutes", lambda *_: pytest.fail("the steps were measured again"))
+    monkeypatch.setattr(loop, "steps_for_minutes", lambda *_: pytest.fail("the steps were measured again"))
     assert run(data, out, *LORA) == 0
     assert tensors(out / "checkpoint") == tensors(finished / "checkpoint")
     assert (out / "checkpoint/training.json").read_bytes() == (finished / "checkpoint/training.json").read_bytes()
