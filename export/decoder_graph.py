@@ -1,112 +1,21 @@
-"""The decoder's graph: LLaMA over a chunk of N tokens and a cache that it reads but does not own.
+"""The decoder's graph: its signatures traced and converted, with its weights still inputs.
 
-The same mathematics as `model/llama.py`, shaped for the device (`seed_story/contract.py` lists inputs and outputs):
-
-- Weights are INPUTS of the traced function. The converter then sees a small skeleton, takes seconds and under a
-  gigabyte whatever the model's size, and can fold nothing; `export/flatbuffer.py` puts the weights in afterwards.
-- RMSNorm gains and the 1/sqrt(head_dim) of attention are folded into the matrix that follows them; q, k and v are one
-  matrix, gate and up another: fewer operations, and activations quantized once for each.
-- Rotated (`export/rotation.py`), it is the same function of the same inputs, computed with fewer outliers.
-- Rows of qkv come by key/value head: its query heads, its key; all values last. So one rotation serves q and k, and
-  the queries of a key/value head are one matrix.
+The converter then sees a small skeleton, takes seconds and under a gigabyte whatever the model's size, and can fold
+nothing; `export/flatbuffer.py` puts the weights in afterwards.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
-from seed_story.config import LlamaConfig, kept_limit
-from seed_story.contract import (
-    BLOCK_K,
-    BLOCK_V,
-    EMBED,
-    PLACE,
-    Signature,
-    decoder_signatures,
-    key_cache,
-    scales_of,
-    sinks_of,
-    value_cache,
-)
-
-Tensor = Any
-Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
-
-TABLE, NORM, HEAD = "embed_tokens", "norm", "lm_head"
-ROTATION, ROTATED_NORM, DOWN_ROTATION = "rotation", "rotated_norm", "down_rotation"
-"""Only of a rotated decoder: the matrix that turns the residual stream, the last gain between two turns, and the matrix
-that turns what each `down` reads, block by block."""
-_DOWN_BLOCK = 128
-"""Channels of a block, or the largest power of two below that divides the width: more spread better and cost more."""
-
-
-def matrix(layer: int, kind: str) -> str:
-    """The skeleton's name of a layer's matrix: kind is qkv, o, gate_up or down."""
-    return f"layers_{layer}_{kind}"
-
-
-def weight_shapes(config: LlamaConfig, *, rotated: bool = False) -> dict[str, tuple[int, ...]]:
-    """The skeleton's weights, by name: matrices `[outputs, inputs]`, those of the layers in order, and the head last.
-
-    Args:
-        rotated: whether the residual stream is turned; see `export/rotation.py`.
-    """
-    d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
-    block = math.gcd(f, _DOWN_BLOCK)
-    shapes: dict[str, tuple[int, ...]] = (
-        {ROTATION: (d, d), ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)} if rotated else {NORM: (d,)}
-    )
-    for i in range(config.num_layers):
-        shapes[matrix(i, "qkv")] = (heads * config.head_dim, d)
-        shapes[matrix(i, "o")] = (d, config.num_heads * config.head_dim)
-        shapes[matrix(i, "gate_up")] = (2 * f, d)
-        shapes[matrix(i, "down")] = (d, f)
-    shapes |= dict.fromkeys((TABLE, head_name(config)), (config.vocab_size, d))
-    return shapes
-
-
-def head_name(config: LlamaConfig) -> str:
-    """The skeleton's name of what makes logits, its last weight: the table itself where they are tied."""
-    return TABLE if config.tie_word_embeddings else HEAD
-
-
-def skeleton_weight(config: LlamaConfig, weights: Weights, name: str) -> npt.NDArray[np.float32]:
-    """One of the skeleton's weights, made from the checkpoint's when it is asked for.
-
-    Args:
-        weights: in the names of `LlamaForCausalLM`.
-        name: one of `weight_shapes`.
-    """
-
-    def get(key: str) -> npt.NDArray[np.float32]:
-        return np.asarray(weights[key], np.float32)
-
-    if name in (TABLE, NORM):
-        return get(f"model.{name}.weight")
-    if name == HEAD:
-        return get("lm_head.weight")
-    _, layer, kind = name.split("_", 2)
-    block = f"model.layers.{layer}"
-    if kind == "o":
-        return get(f"{block}.self_attn.o_proj.weight")
-    if kind == "down":
-        return get(f"{block}.mlp.down_proj.weight")
-    if kind == "gate_up":
-        gate_up = [get(f"{block}.mlp.{part}_proj.weight") for part in ("gate", "up")]
-        return np.concatenate(gate_up) * get(f"{block}.post_attention_layernorm.weight")
-    kv, width = config.num_kv_heads, config.head_dim
-    q, k, v = (get(f"{block}.self_attn.{part}_proj.weight") for part in ("q", "k", "v"))
-    q = q.reshape(kv, config.group * width, -1) * np.float32(width**-0.5)
-    qk = np.concatenate([q, k.reshape(kv, width, -1)], axis=1).reshape(-1, q.shape[-1])
-    return np.concatenate([qk, v]) * get(f"{block}.input_layernorm.weight")
+from export.decoder_step import DecoderStep, Int8Step, Tensor, turned
+from export.decoder_weights import ROTATION, TABLE, weight_shapes
+from seed_story.config import LlamaConfig
+from seed_story.contract import EMBED, Signature, decoder_signatures
 
 
 def write_skeleton(
@@ -133,7 +42,7 @@ def write_skeleton(
     functions = {EMBED: _trace_embed(shapes)}
     _, *steps = decoder_signatures(config, slots, prefill_sizes, attention, sink_rows, verify)
     for step in steps:
-        kind = _Step if sink_rows is None else _Int8Step
+        kind = DecoderStep if sink_rows is None else Int8Step
         functions[step.name] = _trace_step(kind(config, slots, step), step, shapes)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))
@@ -143,13 +52,13 @@ def write_skeleton(
 def _trace_embed(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def embed(token: Tensor, **weights: Tensor) -> dict[str, Tensor]:
-        return {"embeddings": _turned(tf.gather(weights[TABLE], token), weights)}
+        return {"embeddings": turned(tf.gather(weights[TABLE], token), weights)}
 
     specs = {name: tf.TensorSpec(shapes[name], tf.float32, name) for name in (TABLE, ROTATION) if name in shapes}
     return embed.get_concrete_function(token=tf.TensorSpec([1], tf.int32, "token"), **specs)
 
 
-def _trace_step(traced: _Step, signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def _trace_step(traced: DecoderStep, signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     wanted = [spec.name for spec in signature.outputs]
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
@@ -160,185 +69,3 @@ def _trace_step(traced: _Step, signature: Signature, shapes: Mapping[str, tuple[
     specs = {spec.name: tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in signature.inputs}
     specs |= {name: tf.TensorSpec(shape, tf.float32, name) for name, shape in shapes.items()}
     return step.get_concrete_function(**specs)
-
-
-def _matmul(x: Tensor, weight: Tensor) -> Tensor:
-    return tf.matmul(x, weight, transpose_b=True)
-
-
-def _turned(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Into the turned residual stream or out of it: the rotation is its own inverse."""
-    return _matmul(x, weights[ROTATION]) if ROTATION in weights else x
-
-
-def _rows(x: Tensor, begin: int, end: int) -> Tensor:
-    """Some of the rows of `[a, rows, b]`."""
-    a, rows, b = x.shape
-    return x if end - begin == rows else tf.slice(x, [0, begin, 0], [a, end - begin, b])
-
-
-def _parted(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
-    """The columns of `[a, b, columns]` before `at`, and the others."""
-    a, b, columns = x.shape
-    return tf.slice(x, [0, 0, 0], [a, b, at]), tf.slice(x, [0, 0, at], [a, b, columns - at])
-
-
-class _Step:
-    """`prefill_N`, `decode` or `verify_K`.
-
-    Shapes in comments: n tokens, m columns of their own, v key/value heads, g queries for each, d head_dim.
-    """
-
-    def __init__(self, config: LlamaConfig, slots: int, signature: Signature) -> None:
-        shapes = {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
-        self.config, self.slots, self.n = config, slots, shapes["embeddings"][0]
-        self.answers = shapes["logits"][0]
-        self.block = shapes[PLACE][0] if PLACE in shapes else 0
-        self.m = self.block or self.n
-        self.few = self.n == 1 or self.block > 0  # sums in the order of single tokens, to come to the same bits
-        self.columns = shapes["mask"][1] - self.m
-        self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        x = _turned(inputs["embeddings"], inputs)
-        shared = {
-            "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
-            "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),
-            "mask": tf.reshape(inputs["mask"], [1, self.n, self.columns + self.m]),
-        }
-        if "region" in inputs:
-            shared["region"] = tf.reshape(inputs["region"], [1, 2, 1, self.slots])
-        keys, values, weights = [], [], []
-        for i in range(self.config.num_layers):
-            attended, key, value, weight = self._attention(i, self._norm(x), inputs, shared)
-            x = x + _matmul(attended, inputs[matrix(i, "o")])
-            x = x + self._mlp(i, self._norm(x), inputs)
-            keys.append(key)
-            values.append(value)
-            weights.append(weight)
-        last = self._norm(tf.slice(x, [self.n - self.answers, 0], [self.answers, self.config.hidden_size]))
-        last = _matmul(last, inputs[ROTATED_NORM]) if ROTATED_NORM in inputs else last * inputs[NORM]
-        made = {"logits": _matmul(last, inputs[head_name(self.config)]), "k": tf.stack(keys), "v": tf.stack(values)}
-        return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
-
-    def _mean_attention(self, weights: Sequence[Tensor]) -> Tensor:
-        """One token's softmax weights of all layers, `[v, g, columns + m]`, to their mean `[1, columns + m]`."""
-        heads = tf.reshape(functools.reduce(tf.add, weights), [self.v * self.g, self.columns + self.m])
-        return tf.reduce_mean(heads, 0, keepdims=True) * (1 / self.config.num_layers)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        """RMSNorm without its gain."""
-        return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + self.config.rms_norm_eps)
-
-    def _mlp(self, layer: int, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        gate, up = tf.split(_matmul(x, inputs[matrix(layer, "gate_up")]), 2, axis=-1)
-        hidden = gate * tf.sigmoid(gate) * up
-        if DOWN_ROTATION in inputs:
-            blocks = tf.reshape(hidden, [-1, inputs[DOWN_ROTATION].shape[0]])
-            hidden = tf.reshape(_matmul(blocks, inputs[DOWN_ROTATION]), hidden.shape)
-        return _matmul(hidden, inputs[matrix(layer, "down")])
-
-    def _attention(
-        self, layer: int, x: Tensor, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        n, v, g, d = self.n, self.v, self.g, self.d
-        queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
-        keys, values = (self._in_block(*one, layer, inputs) for one in ((key, BLOCK_K), (value, BLOCK_V)))
-        scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
-        weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
-        mixed = self._mixed(weights, values, layer, inputs)  # [v, rows, d]
-        if n > 1:
-            mixed = tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2])
-        return tf.reshape(mixed, [n, v * g * d]), key, value, weights
-
-    def _in_block(self, new: Tensor, name: str, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Keys or values of the tokens `[v, n, d]`, in their places among those of their block `[v, m, d]`."""
-        if not self.block:
-            return new
-        shape = [self.v, self.block, self.d]
-        held = tf.reshape(tf.slice(inputs[name], [layer, 0, 0, 0], [1, *shape]), shape)
-        return held + new * tf.reshape(inputs[PLACE], [1, self.block, 1])
-
-    def _scores(
-        self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
-    ) -> list[Tensor]:
-        """What queries `[v, 2 rows, d]` say to the cache and to the chunk's own `key`: columns to be put side by side.
-
-        The first k slots may be kept or the ring's: both rotations score them, and the unwanted half is multiplied
-        away. Few tokens do so with all slots: of few scores that costs less than cutting the cache.
-        """
-        v, rows, slots, cache = self.v, queries.shape[1] // 2, self.slots, inputs[key_cache(layer)]
-        k = slots if self.few else kept_limit(slots)
-        both = tf.matmul(queries, _rows(cache, 0, k), transpose_b=True)
-        both = tf.reshape(both, [v, 2, rows, k]) * tf.slice(shared["region"], [0, 0, 0, 0], [1, 2, 1, k])
-        ring, kept = (tf.slice(both, [0, i, 0, 0], [v, 1, rows, k]) for i in (0, 1))
-        others = key if self.few else tf.concat([_rows(cache, k, slots), key], axis=1)
-        by_position = tf.matmul(_rows(queries, 0, rows), others, transpose_b=True)
-        return [tf.reshape(ring + kept, [v, rows, k]), by_position]
-
-    def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Values by their weights `[v, rows, columns + m]`: `[v, rows, d]`; `value` `[v, m, d]` is the chunk's own."""
-        cache = inputs[value_cache(layer)]
-        if self.few:
-            old, new = _parted(weights, self.slots)
-            return tf.matmul(old, cache) + tf.matmul(new, value)
-        return tf.matmul(weights, tf.concat([cache, value], axis=1))
-
-    def _project(self, qkv: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Splits and rotates `[n, (v (g + 1) + v) d]`.
-
-        Returns:
-            Queries `[v, 2 rows, d]` (rows = g n, by position, then by place inside the cache), and key and value,
-            `[v, n, d]`.
-        """
-        n, v, g, d = self.n, self.v, self.g, self.d
-        qk = tf.reshape(tf.slice(qkv, [0, 0], [n, v * (g + 1) * d]), [n, v, 1, g + 1, d])
-        value = tf.slice(qkv, [0, v * (g + 1) * d], [n, v * d])
-        left, right = tf.split(qk, 2, axis=-1)
-        turned = qk * shared["cos"] + tf.concat([right, left], axis=-1) * shared["sin"]  # [n, v, 2, g + 1, d]
-        key = tf.slice(turned, [0, 0, 0, g, 0], [n, v, 1, 1, d])
-        queries = tf.slice(turned, [0, 0, 0, 0, 0], [n, v, 2, g, d])
-        if n > 1:  # else there is nothing to move: the axes of length one only change their places
-            queries = tf.transpose(queries, [1, 2, 3, 0, 4])
-            key, value = (tf.transpose(tf.reshape(t, [n, v, d]), [1, 0, 2]) for t in (key, value))
-        return tf.reshape(queries, [v, 2 * g * n, d]), tf.reshape(key, [v, n, d]), tf.reshape(value, [v, n, d])
-
-    def _masked(self, scores: Tensor, mask: Tensor) -> Tensor:
-        if self.n == 1:
-            return scores + mask
-        by_head = tf.reshape(scores, [self.v * self.g, self.n, self.columns + self.m]) + mask
-        return tf.reshape(by_head, scores.shape)
-
-
-class _Int8Step(_Step):
-    """A step that reads int8 keys and values of all slots, and float32 rows of the kept ones beside them.
-
-    So each row of the cache is scored by one rotation only. A single token scales scores and weights, of which there
-    are few, and so does `verify_K`, to come to the same bits; a prefill scales the cache's rows.
-    """
-
-    def _scores(
-        self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
-    ) -> list[Tensor]:
-        cache, rows = key_cache(layer), queries.shape[1] // 2
-        by_position, in_cache = _rows(queries, 0, rows), _rows(queries, rows, 2 * rows)
-        coded = tf.matmul(by_position, self._float_rows(cache, inputs), transpose_b=True)
-        exact = tf.matmul(in_cache, inputs[sinks_of(cache)], transpose_b=True)
-        return [self._scaled(coded, cache, inputs), exact, tf.matmul(by_position, key, transpose_b=True)]
-
-    def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
-        cache = value_cache(layer)
-        coded, exact = _parted(weights, self.slots)
-        mixed = tf.matmul(self._scaled(coded, cache, inputs), self._float_rows(cache, inputs))
-        return mixed + tf.matmul(exact, tf.concat([inputs[sinks_of(cache)], value], axis=1))
-
-    def _float_rows(self, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """float32 `[v, slots, d]`; `export/flatbuffer.py` makes the cast a DEQUANTIZE."""
-        # Reshaped, since XNNPACK keeps a copy of what a product reads straight from a DEQUANTIZE: 95 MB a signature.
-        codes = tf.cast(tf.reshape(inputs[cache], [self.v * self.slots, self.d]), tf.float32)
-        codes = tf.reshape(codes, [self.v, self.slots, self.d])
-        return codes if self.few else codes * tf.reshape(inputs[scales_of(cache)], [self.v, self.slots, 1])
-
-    def _scaled(self, x: Tensor, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Scores or weights `[v, rows, slots]` of codes as those of the rows, unless the rows are scaled already."""
-        return x * inputs[scales_of(cache)] if self.few else x

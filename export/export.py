@@ -6,37 +6,33 @@ import functools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import keras
-import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from tqdm import tqdm
 
 from export.bundle_writer import check_room, file_entries, staged, write_manifest
-from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
+from export.decoder_graph import write_skeleton
+from export.decoder_weights import weight_shapes
 from export.flatbuffer import fill_skeleton
-from export.hessians import Make, decoder_hessians, gptq_grids, rounded, story_rows
 from export.integer_ops import with_integer_ops
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
-from export.rotation import rotated_weight
-from model.layers import named_variables, numpy_of
+from export.rounding import exact_weights, gptq_grids, rounded_weights
 from model.story_model import StoryModel
 from model.story_source import StorySource
 from model.weights import fingerprint
 from quantization.calibration import calibration_pictures
 from quantization.gptq import without_gptq
+from quantization.graph_rounding import round_graph
 from quantization.quantize import Samples, is_static, quantize_graph
 from quantization.recipe import CALIBRATION, Recipe
 from seed_story import __version__
 from seed_story.backends import open_graph
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
-from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import (
     BEGIN_PICTURE,
@@ -105,6 +101,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
         ConfigError: the model's pictures don't fit the cache, it keeps more than a decoder has room for, or the
             recipe's GPTQ doesn't fit the model.
         UsageError, PictureError: the recipe needs calibration, and its folder or a picture can't be read.
+        WeightsError: the checkpoint's learned scales aren't this recipe's.
         ParityError: a graph strays from the reference; nothing was written.
         ExportError: a graph can't be converted or quantized, or `out` can't be written.
     """
@@ -147,7 +144,8 @@ def _write_graphs(
         raw, entries = work / f"{graph}.float.tflite", recipe.graphs[graph]
         converted = write(work / graph)
         raw.write_bytes(with_integer_ops(converted) if is_static(entries) else converted)
-        quantize_graph(raw, part / graph_file(graph), entries, samples[graph])
+        round_graph(raw, entries, samples[graph], threads=default_threads())
+        quantize_graph(raw, part / graph_file(graph), without_gptq(entries), samples[graph])
         bar.update(1)
     _write_decoder(source, recipe, options, part, work, bar)
 
@@ -162,17 +160,12 @@ def _write_decoder(
                               sink_rows=cache.sink_rows(recipe.cache), verify=options.verify)  # fmt: skip
     bar.update(2)
     raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
-    make: Make = functools.partial(
-        rotated_weight if rotated else skeleton_weight, llama, _Values(named_variables(source.model.llama))
-    )
+    make = exact_weights(source, recipe)
     if grids := gptq_grids(llama, recipe):
         bar.total += len(grids)
         bar.set_postfix_str("decoder: rounding")
-        rows = story_rows(source, StoryTokenizer(part / TOKENIZER), options.calibration)
-        memory = SinkCache(replace(llama, num_layers=1), cache, cache.sink_rows(recipe.cache))
-        found = decoder_hessians(skeleton, shapes, make, llama, memory, max(sizes, default=1), rows,
-                                 threads=default_threads(), work=work)  # fmt: skip
-        make = rounded(make, llama, grids, found, bar.update)
+        make = rounded_weights(source, recipe, skeleton, cache, max(sizes, default=1), options.calibration,
+                               tick=bar.update, work=work)  # fmt: skip
     fill_skeleton(skeleton, shapes, make, raw)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))
@@ -188,13 +181,6 @@ def _samples(model: StoryModel, folder: Path) -> dict[str, Callable[[], Samples]
             PROJECT: [{"features": keras.ops.convert_to_numpy(model.vision(pixels))} for pixels in pictures()]
         },
     }
-
-
-class _Values(dict[str, Any]):
-    """Variables as arrays, one at a time."""
-
-    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        return np.asarray(numpy_of(super().__getitem__(name)), np.float32)
 
 
 def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, bar: tqdm) -> Parity:

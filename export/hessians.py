@@ -1,8 +1,7 @@
-"""What the decoder's matrices are given when it reads stories, and their rounding by it (`quantization/gptq.py`)."""
+"""What the decoder's matrices are given when it reads stories: what GPTQ rounds by (`quantization/gptq.py`)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from export.decoder_graph import NORM, ROTATED_NORM, head_name, weight_shapes
+from export.decoder_weights import NORM, ROTATED_NORM, head_name
 from export.flatbuffer import with_constants
 from export.layer_graph import EMBEDDINGS, KEYS, VALUES, layer_matrices, write_layer
 from model.story_source import StorySource
 from quantization.calibration import Floats, Ids, calibration_rows
-from quantization.gptq import Grid, gptq, grid_of
 from quantization.locate import chunk_inputs
-from quantization.recipe import Recipe
 from quantization.surgery import Runner
 from seed_story.cache import SinkCache
 from seed_story.config import LlamaConfig
-from seed_story.contract import DECODE, DECODER, prefill_name
-from seed_story.errors import ConfigError
+from seed_story.contract import prefill_name
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
 
 Make = Callable[[str], Floats]
 
-_LAYER = re.compile(r"layers_\d+_")
 TOKENS = 4096
 """That the Hessians are summed over, pictures' embeddings included."""
 
@@ -46,52 +41,6 @@ def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> 
         return np.asarray(ops.convert_to_numpy(model.qformer(model.vision(pixels)))[0], np.float32)
 
     return calibration_rows(folder, tokenizer, source.prompt, model.config.qformer.num_queries, embed, look, TOKENS)
-
-
-def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
-    """The decoder's matrices that a recipe rounds by GPTQ, and to what.
-
-    Raises:
-        ConfigError: some are of no layer.
-    """
-    shapes, entries = weight_shapes(llama, rotated=recipe.rotated), recipe.graphs[DECODER]
-    grids = {name: grid for name in shapes if (grid := grid_of(entries, f"{DECODE}/{name}/product"))}
-    if others := sorted(name for name in grids if not _is_calibrated(llama, name)):
-        raise ConfigError(f"the recipe {recipe.name} has more rounded by GPTQ than the layers' matrices and the head",
-                          got=others, expected="another algorithm for these")  # fmt: skip
-    return grids
-
-
-def _is_calibrated(llama: LlamaConfig, name: str) -> bool:
-    """Whether a matrix is one of `decoder_hessians`."""
-    return bool(_LAYER.match(name)) or name == head_name(llama)
-
-
-def rounded(
-    make: Make,
-    llama: LlamaConfig,
-    grids: Mapping[str, Grid],
-    found: Iterator[tuple[str, Floats, npt.NDArray[Any]]],
-    tick: Callable[[int], object],
-) -> Make:
-    """`make`, with the matrices that have a grid rounded to it.
-
-    Args:
-        found: of `decoder_hessians`; its matrices must be asked for in that order.
-        tick: told 1 for each that was rounded.
-    """
-
-    def made(name: str) -> Floats:
-        if not _is_calibrated(llama, name):
-            return make(name)
-        given, weights, hessian = next(found)
-        assert given == name
-        if name not in grids:
-            return weights
-        tick(1)
-        return gptq(weights, hessian, grids[name])
-
-    return made
 
 
 def decoder_hessians(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from export.decoder_graph import matrix
+from export.decoder_weights import matrix
 from export.flatbuffer import write_weights
 from seed_story.contract import key_cache, scales_of, sinks_of, value_cache
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.decoder_graph import (
+from export.decoder_weights import (
     DOWN_ROTATION,
     HEAD,
     NORM,
@@ -49,7 +49,7 @@ def rotation_matrix(size: int) -> Doubles:
 
 
 def rotated_weight(config: LlamaConfig, weights: Mapping[str, Any], name: str) -> npt.NDArray[np.float32]:
-    """One of the rotated skeleton's weights; see `decoder_graph.skeleton_weight`.
+    """One of the rotated skeleton's weights; see `decoder_weights.skeleton_weight`.
 
     Args:
         name: one of `weight_shapes(config, rotated=True)`.

@@ -50,6 +50,7 @@ class StorySource:
         tokenizer: with the picture tokens.
         qformer_trained: whether the Q-Former's weights were learned; if not, pictures say nothing yet.
         licences: of the weights, by part.
+        checkpoint: the folder of the trained weights, if there are any.
     """
 
     name: str
@@ -58,6 +59,7 @@ class StorySource:
     prompt: Prompt
     qformer_trained: bool
     licences: Mapping[str, str]
+    checkpoint: Path | None = None
 
 
 def load_source(
@@ -113,7 +115,7 @@ def load_source(
     config = StoryConfig(vision_config, sizes, decoder_config)
     made = StoryModel(config, vision=eye, qformer=bridge, llama=decoder)
     name = f"{preset}-custom" if own else preset
-    return StorySource(name, made, tokenizer, _prompt(tokenizer), folder is not None, licences)
+    return StorySource(name, made, tokenizer, _prompt(tokenizer), folder is not None, licences, folder)
 
 
 def _read_llama(source: str) -> tuple[LlamaConfig, Mapping[str, Any], Tokenizer]:

@@ -84,8 +84,8 @@ class Mlp(Module):
 class Dinov2Block(Module):
     """A pre-norm block with a Layer Scale on both branches."""
 
-    def __init__(self, config: VisionConfig, rng: Rng) -> None:
-        super().__init__()
+    def __init__(self, config: VisionConfig, rng: Rng, name: str) -> None:
+        super().__init__(name)
         self.norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attention = Attention(config, rng)
         self.layer_scale1 = LayerScale(config.hidden_size, 1.0)
@@ -101,8 +101,8 @@ class Dinov2Block(Module):
 class ViTBlock(Module):
     """The plain pre-norm block."""
 
-    def __init__(self, config: VisionConfig, rng: Rng) -> None:
-        super().__init__()
+    def __init__(self, config: VisionConfig, rng: Rng, name: str) -> None:
+        super().__init__(name)
         self.layernorm_before = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attention = Attention(config, rng)
         self.layernorm_after = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -181,7 +181,7 @@ class Encoder(Module):
     def __init__(self, config: VisionConfig, rng: Rng) -> None:
         super().__init__()
         block = Dinov2Block if config.layer_scale else ViTBlock
-        self.layer = [block(config, rng) for _ in range(config.num_layers)]
+        self.layer = [block(config, rng, f"block_{i}") for i in range(config.num_layers)]
 
     def call(self, x: Tensor, first: int, end: int) -> Tensor:
         """Hidden states `[b, tokens, hidden]` through the blocks `first` to `end - 1`."""

@@ -7,7 +7,7 @@ the decoder's residual stream turned before it is quantized (`export/rotation.py
 values are, `float32` (where nothing is said) or `int8`. `extends` names a recipe of the project, whose fields count
 where the file has none.
 
-A decoder's operators are named `decode/layers_11_down/product`, by signature and weight (`export/decoder_graph.py`).
+A decoder's operators are named `decode/layers_11_down/product`, by signature and weight (`export/decoder_weights.py`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Recipe:
         bounds: figure to its limit; a cosine or agreement is a least value, a divergence or ratio a greatest.
         rotated: whether the decoder's residual stream is turned first, so that no channel stands out.
         cache: what the cache's keys and values are, one of `seed_story.config.CACHE_DTYPES`.
+        scales: which of a checkpoint's learned scales the rounded matrices get (`export/learned_scales.py`); None for
+            those that rounding chose.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Recipe:
     bounds: Mapping[str, float]
     rotated: bool = False
     cache: str = FLOAT32
+    scales: str | None = None
 
 
 def recipe_names() -> list[str]:
@@ -80,7 +83,10 @@ def load_recipe(name: str | Path) -> Recipe:
         cache = values.get("cache", FLOAT32)
         if cache not in CACHE_DTYPES:
             raise ValueError(f"cache is none of {', '.join(CACHE_DTYPES)}: {cache!r}")
-        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds, rotated, cache)
+        scales = values.get("scales")
+        if not (scales is None or (isinstance(scales, str) and scales.isidentifier())):
+            raise ValueError(f"scales is no plain name: {scales!r}")
+        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds, rotated, cache, scales)
     except OSError as error:
         raise UsageError("the recipe can't be read", got=error, expected="a JSON file") from error
     except (ValueError, KeyError, TypeError) as error:

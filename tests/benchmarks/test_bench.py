@@ -14,7 +14,7 @@ import pytest
 from benchmarks import bench, roofline, starts
 from benchmarks.bench import GraphClock, host_share, main, measure
 from benchmarks.roofline import decode_bytes, read_bandwidth_gb_s, weight_bytes
-from export.decoder_graph import weight_shapes
+from export.decoder_weights import weight_shapes
 from seed_story.bundle import Bundle
 from seed_story.errors import SeedStoryError
 from seed_story.sampling import Sampler

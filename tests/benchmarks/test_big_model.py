@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from benchmarks.big_model import TINYLLAMA, cut, write_checkpoint
-from export.decoder_graph import weight_shapes
+from export.decoder_weights import weight_shapes
 from model.layers import named_variables, numpy_of
 from model.story_source import load_source
 from model.tokenizer_files import byte_tokenizer

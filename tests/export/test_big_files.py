@@ -15,7 +15,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from benchmarks.big_model import write_checkpoint
-from export.decoder_graph import skeleton_weight, weight_shapes
+from export.decoder_weights import skeleton_weight, weight_shapes
 from export.flatbuffer import with_constants
 from model.tokenizer_files import byte_tokenizer
 from quantization.model_file import write_model

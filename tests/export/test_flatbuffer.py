@@ -12,7 +12,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from export.decoder_graph import skeleton_weight, weight_shapes
+from export.decoder_weights import skeleton_weight, weight_shapes
 from export.flatbuffer import fill_skeleton
 from quantization.fidelity import row_cosines
 from quantization.gptq import without_gptq

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from export.decoder_graph import skeleton_weight, weight_shapes
+from export.decoder_weights import skeleton_weight, weight_shapes
 from export.flatbuffer import with_constants
 from export.hessians import decoder_hessians
 from export.layer_graph import write_layer

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.decoder_graph import skeleton_weight, weight_shapes, write_skeleton
+from export.decoder_graph import write_skeleton
+from export.decoder_weights import skeleton_weight, weight_shapes
 from export.flatbuffer import fill_skeleton
 from export.rotation import rotated_weight
 from model.sources.random import random_llama

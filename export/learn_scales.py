@@ -1,0 +1,63 @@
+"""`python -m export.learn_scales`: from a data set and a checkpoint to the scales that a recipe's export takes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.lesson import Lesson
+from quantization.recipe import CALIBRATION, load_recipe, recipe_names
+from seed_story.errors import SeedStoryError
+from seed_story.quiet import quiet_stderr
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and learns; returns the exit code: 130 when it was interrupted, to be gone on with."""
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    try:
+        recipe = load_recipe(args.recipe)
+        lesson = Lesson(args.data, args.out, args.minutes, args.calibration, args.seed)
+        with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
+            from export.scale_learning import learn_scales
+        file = learn_scales(args.model, args.checkpoint, recipe, lesson)
+    except SeedStoryError as error:
+        print(f"learn_scales: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        file = None
+    if file is None:
+        print("learn_scales: stopped; run the same command again to go on from what was saved", file=sys.stderr)
+        return 130
+    print(f"Wrote {file}\nPut it into the checkpoint's folder, and exports by {recipe.name} use it.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.learn_scales", description="Learns the scales of a decoder's rounded matrices."
+    )
+    parser.add_argument("--model", default="seed-story-135m", help="a preset (default: %(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="a folder of trained weights (default: the model's own)")
+    parser.add_argument("--recipe", default="int4",
+                        help=f"one that names learned scales, of {', '.join(recipe_names())}, or a .json file "
+                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--data", type=Path, default=Path("build/storybook"),
+                        help="a folder with train.jsonl in StoryStream's form (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
+                        help="as an export is given it: the codes must be the same")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("build/scales"),
+                        help="where checkpoints, logs, features and the result go (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=Lesson.minutes,
+                        help="how long; the first run turns it into steps (default: %(default)g)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
