@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     try:
         recipe = load_recipe(args.recipe)
-        lesson = Lesson(args.data, args.out, args.minutes, args.calibration, args.seed)
+        lesson = Lesson(data=args.data, out=args.out, minutes=args.minutes, calibration=args.calibration,
+                        seed=args.seed)  # fmt: skip
         with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
             from export.scale_learning import learn_scales
         file = learn_scales(args.model, args.checkpoint, recipe, lesson)

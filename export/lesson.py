@@ -12,7 +12,7 @@ STORIES = "train.jsonl"
 """Of a data set: what is learned from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lesson:
     """How a recipe's scales are learned.
 
@@ -40,6 +40,9 @@ class Lesson:
     def __post_init__(self) -> None:
         if not self.minutes > 0:
             raise UsageError("minutes is impossible", got=self.minutes, expected="a positive number")
+        if self.rows < 1 or self.length < 1:
+            raise UsageError("a batch is impossible", got=f"{self.rows} rows of {self.length} tokens",
+                             expected="one of each at least")  # fmt: skip
         if not (self.data / STORIES).is_file():
             raise UsageError("there is no data set", got=str(self.data), expected=f"a folder with {STORIES}",
                              hint="`python -m training.storybook build` makes one.")  # fmt: skip

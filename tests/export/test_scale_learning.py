@@ -56,7 +56,8 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
     folder = tmp_path_factory.mktemp("lesson")
-    return Lesson(write_stories(folder / "book", STORIES), folder / "out", rows=2, length=128, learning_rate=5e-3)
+    data = write_stories(folder / "book", STORIES)
+    return Lesson(data=data, out=folder / "out", rows=2, length=128, learning_rate=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,13 @@ def test_a_recipe_without_their_name_learns_none(lesson: Lesson) -> None:
 @pytest.mark.parametrize("minutes", [0, -1, float("nan")])
 def test_impossible_minutes(lesson: Lesson, minutes: float) -> None:
     with pytest.raises(UsageError, match="minutes is impossible"):
-        Lesson(lesson.data, lesson.out, minutes)
+        replace(lesson, minutes=minutes)
+
+
+def test_impossible_batches(lesson: Lesson) -> None:
+    for wrong in ({"rows": 0}, {"length": 0}):
+        with pytest.raises(UsageError, match="a batch is impossible"):
+            replace(lesson, **wrong)
 
 
 # --------------------------------------------------------------------------------
@@ -174,7 +181,13 @@ def test_impossible_minutes(lesson: Lesson, minutes: float) -> None:
 def test_the_command_writes_the_file(
     recipe: Recipe, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "steps_for_minutes", lambda *_: 2)
+    batches = []
+
+    def steps(task: ScaleLearning, *_: object) -> int:
+        batches.append(task.batch(0))
+        return 2
+
+    monkeypatch.setattr(loop, "steps_for_minutes", steps)
     values = json.loads((FOLDER / "int8.json").read_text())
     (tmp_path / "mine.json").write_text(json.dumps({**values, "scales": "mine"}))
     out = tmp_path / "out"
@@ -190,6 +203,7 @@ def test_the_command_writes_the_file(
     ]
     assert main(command) == 0
     assert capsys.readouterr().out.startswith(f"Wrote {out / 'scales-mine.safetensors'}\n")
+    assert batches[0]["ids"].shape == (Lesson.rows, Lesson.length)
     written = (out / "scales-mine.safetensors").read_bytes()
     assert main(command) == 0  # it is finished: nothing is learned again
     assert (out / "scales-mine.safetensors").read_bytes() == written
