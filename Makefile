@@ -116,9 +116,10 @@ bench: $(WORKSTATION) ## This project's own speed and memory, part by part (expo
 	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
 	@$(BIN)/python -m benchmarks.bench --bundle "$$OUT"
 
-# Peers get the files as they are downloaded, so ours are made of them without what training added.
+# Peers get the files as they are downloaded, so ours are made of them without what training added: without learned scales
+# int4 misses its bounds, and is written marked.
 build/base-%/manifest.json: | $(WORKSTATION)
-	$(BIN)/python -m export --model $(MODEL) --checkpoint none --recipe $* --out build/base-$*
+	$(BIN)/python -m export --model $(MODEL) --checkpoint none --recipe $* --force --out build/base-$*
 
 # Each peer is installed into a venv under build/peers; one that can't be is named in the table.
 bench-peers: $(WORKSTATION) $(BASES:%=build/base-%/manifest.json) ## Speed beside other engines on the same weights, in one interleaved run (PEERS=... for some)

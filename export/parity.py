@@ -64,11 +64,14 @@ class Parity:
         return asdict(self)
 
 
-def check(parity: Parity, recipe: Recipe, *, force: bool = False) -> dict[str, dict[str, float]]:
+def check(
+    parity: Parity, recipe: Recipe, *, force: bool = False, unlearned: bool = False
+) -> dict[str, dict[str, float]]:
     """The gate.
 
     Args:
         force: let a bundle through that misses a bound; not one whose figures are no numbers.
+        unlearned: whether the recipe asks for learned scales that the checkpoint hasn't.
 
     Returns:
         The missed bounds, for the manifest: figure to `got` and `bound`. Empty unless forced.
@@ -87,7 +90,13 @@ def check(parity: Parity, recipe: Recipe, *, force: bool = False) -> dict[str, d
                 f"the {recipe.name} graphs stray from the reference: {figure}",
                 got=f"{value:.6g}",
                 expected=f"{'at least' if least else 'at most'} {bound:g}",
-                hint="Nothing was written. Try the recipe float32 to see whether quantization is at fault"
+                hint="Nothing was written. "
+                + (
+                    "Learn this recipe's scales for the checkpoint (python -m export.learn_scales). "
+                    if unlearned
+                    else ""
+                )
+                + "Try the recipe float32 to see whether quantization is at fault"
                 + (", or write it marked as such with --force." if math.isfinite(value) else "."),
             )
         missed[figure] = {"got": value, "bound": bound}

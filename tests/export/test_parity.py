@@ -91,6 +91,14 @@ def figures(told: SEEDStory, model: StoryModel) -> Parity:
     return Parity(*measure_vision(model, told.vision), **measured)  # type: ignore[arg-type]
 
 
+def test_what_a_recipe_lacks_is_told() -> None:
+    bad = replace(GOOD, decoder_mean_kl_nat=RECIPE.bounds["decoder_mean_kl_nat"] * 2)
+    for unlearned in (True, False):
+        with pytest.raises(ParityError) as caught:
+            check(bad, RECIPE, unlearned=unlearned)
+        assert ("export.learn_scales" in str(caught.value)) == unlearned
+
+
 def test_whole_graphs_pass_by_far(told: SEEDStory) -> None:
     parity = figures(told, loud_source().model)
     check(parity, load_recipe("float32"))
