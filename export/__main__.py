@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.cli import whole
 from seed_story.config import CacheConfig
@@ -20,9 +20,7 @@ from seed_story.quiet import quiet_stderr
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and exports; returns the exit code."""
     args = _parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    use_tensorflow()
     try:
         return _run(args)
     except SeedStoryError as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from export.lesson import Lesson
+from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.errors import SeedStoryError
 from seed_story.quiet import quiet_stderr
@@ -17,9 +17,7 @@ from seed_story.quiet import quiet_stderr
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and learns; returns the exit code: 130 when it was interrupted, to be gone on with."""
     args = _parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    use_tensorflow()
     try:
         recipe = load_recipe(args.recipe)
         lesson = Lesson(data=args.data, out=args.out, minutes=args.minutes, calibration=args.calibration,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.backend import use_tensorflow
 from seed_story.errors import SeedStoryError
 from seed_story.quiet import quiet_stderr
 from training.recipe import DECODERS, Recipe
@@ -17,8 +17,7 @@ from training.recipe import DECODERS, Recipe
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and trains; returns the exit code: 130 when it was interrupted, to be gone on with."""
     args = _parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    use_tensorflow(accelerator=True)
     try:
         recipe = Recipe(args.minutes, args.decoder, args.vision_blocks, seed=args.seed, mixed_precision=args.bfloat16)
         with quiet_stderr():
