@@ -194,22 +194,23 @@ class Int8Step(DecoderStep):
     ) -> list[Tensor]:
         cache, rows = key_cache(layer), queries.shape[1] // 2
         by_position, in_cache = _rows(queries, 0, rows), _rows(queries, rows, 2 * rows)
-        coded = tf.matmul(by_position, self._float_rows(cache, inputs), transpose_b=True)
+        coded = tf.matmul(by_position[None], self._float_rows(cache, inputs), transpose_b=True)
+        coded = tf.reshape(coded, [self.v, rows, self.slots])
         exact = tf.matmul(in_cache, inputs[sinks_of(cache)], transpose_b=True)
         return [self._scaled(coded, cache, inputs), exact, tf.matmul(by_position, key, transpose_b=True)]
 
     def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
         cache = value_cache(layer)
         coded, exact = _parted(weights, self.slots)
-        mixed = tf.matmul(self._scaled(coded, cache, inputs), self._float_rows(cache, inputs))
+        mixed = tf.matmul(self._scaled(coded, cache, inputs)[None], self._float_rows(cache, inputs))
+        mixed = tf.reshape(mixed, [self.v, weights.shape[1], self.d])
         return mixed + tf.matmul(exact, tf.concat([inputs[sinks_of(cache)], value], axis=1))
 
     def _float_rows(self, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """float32 `[v, slots, d]`; `export/flatbuffer.py` makes the cast a DEQUANTIZE."""
-        # Reshaped, since XNNPACK keeps a copy of what a product reads straight from a DEQUANTIZE: 95 MB a signature.
-        codes = tf.cast(tf.reshape(inputs[cache], [self.v * self.slots, self.d]), tf.float32)
-        codes = tf.reshape(codes, [self.v, self.slots, self.d])
-        return codes if self.few else codes * tf.reshape(inputs[scales_of(cache)], [self.v, self.slots, 1])
+        """float32 `[1, v, slots, d]`; `export/flatbuffer.py` makes the cast a DEQUANTIZE."""
+        # Four axes, since XNNPACK keeps a copy of what a product reads straight from a DEQUANTIZE: 95 MB a signature.
+        codes = tf.reshape(tf.cast(inputs[cache], tf.float32), [1, self.v, self.slots, self.d])
+        return codes if self.few else codes * tf.reshape(inputs[scales_of(cache)], [1, self.v, self.slots, 1])
 
     def _scaled(self, x: Tensor, cache: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Scores or weights `[v, rows, slots]` of codes as those of the rows, unless the rows are scaled already."""
