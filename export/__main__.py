@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
 
         tf.zeros(1)
     from export.export import ExportOptions, export_bundle, summary
-    from export.learned_scales import scales_file
+    from export.learned_scales import lacks_scales
     from model.story_source import load_source
     from model.vocabulary import read_corpus, trim_source
 
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     print(summary(bundle))
     if not source.qformer_trained:
         print("The Q-Former is untrained: a picture doesn't influence the story yet.")
-    if recipe.scales and not scales_file(recipe, source.checkpoint):
+    if lacks_scales(recipe, source.checkpoint):
         print("The checkpoint has no learned scales for this recipe: `python -m export.learn_scales` learns them.")
     print(f"Wrote {args.out}")
     return 0

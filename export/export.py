@@ -19,7 +19,7 @@ from export.decoder_graph import write_skeleton
 from export.decoder_weights import weight_shapes
 from export.flatbuffer import fill_skeleton
 from export.integer_ops import with_integer_ops
-from export.learned_scales import scales_file
+from export.learned_scales import lacks_scales
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
 from export.rounding import exact_weights, gptq_grids, rounded_weights
@@ -121,8 +121,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
                 raise ExportError("a graph can't be converted", got=error.message,
                                   hint="Is there enough free space and memory?") from error  # fmt: skip
         parity = _gate(source, recipe, options, part, bar)
-        unlearned = recipe.scales is not None and scales_file(recipe, source.checkpoint) is None
-        missed = check(parity, recipe, force=options.force, unlearned=unlearned)
+        missed = check(parity, recipe, force=options.force, unlearned=lacks_scales(recipe, source.checkpoint))
         write_manifest(part, _manifest(source, recipe, options, parity, missed, part))
     return Bundle.open(out)
 

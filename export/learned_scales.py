@@ -30,6 +30,11 @@ def scales_file(recipe: Recipe, checkpoint: Path | None) -> Path | None:
     return file if file and file.is_file() else None
 
 
+def lacks_scales(recipe: Recipe, checkpoint: Path | None) -> bool:
+    """Whether a recipe asks for learned scales that the checkpoint hasn't."""
+    return recipe.scales is not None and scales_file(recipe, checkpoint) is None
+
+
 def file_name(scales: str) -> str:
     """What a checkpoint calls its file of these scales."""
     return f"scales-{scales}.safetensors"

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from quantization.recipe import CALIBRATION
 from seed_story.errors import UsageError
-
-STORIES = "train.jsonl"
-"""Of a data set: what is learned from."""
+from training.data import training_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,4 @@ class Lesson:
         if self.rows < 1 or self.length < 1:
             raise UsageError("a batch is impossible", got=f"{self.rows} rows of {self.length} tokens",
                              expected="one of each at least")  # fmt: skip
-        if not (self.data / STORIES).is_file():
-            raise UsageError("there is no data set", got=str(self.data), expected=f"a folder with {STORIES}",
-                             hint="`python -m training.storybook build` makes one.")  # fmt: skip
+        training_file(self.data)

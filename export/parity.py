@@ -80,6 +80,7 @@ def check(
         ParityError: a figure is outside its recipe's bound (NaN always is).
     """
     missed: dict[str, dict[str, float]] = {}
+    learn = "Learn this recipe's scales for the checkpoint (python -m export.learn_scales). " if unlearned else ""
     for figure, bound in recipe.bounds.items():
         value = getattr(parity, figure)
         least = not figure.endswith(("_nat", "_ratio"))
@@ -90,13 +91,7 @@ def check(
                 f"the {recipe.name} graphs stray from the reference: {figure}",
                 got=f"{value:.6g}",
                 expected=f"{'at least' if least else 'at most'} {bound:g}",
-                hint="Nothing was written. "
-                + (
-                    "Learn this recipe's scales for the checkpoint (python -m export.learn_scales). "
-                    if unlearned
-                    else ""
-                )
-                + "Try the recipe float32 to see whether quantization is at fault"
+                hint=f"Nothing was written. {learn}Try the recipe float32 to see whether quantization is at fault"
                 + (", or write it marked as such with --force." if math.isfinite(value) else "."),
             )
         missed[figure] = {"got": value, "bound": bound}

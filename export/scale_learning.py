@@ -20,7 +20,7 @@ from export.decoder_graph import write_skeleton
 from export.decoder_step import DecoderStep, turned
 from export.decoder_weights import TABLE, head_name, weight_shapes
 from export.learned_scales import file_name, write_scales
-from export.lesson import STORIES, Lesson
+from export.lesson import Lesson
 from export.rounding import exact_weights, gptq_grids, rounded_weights
 from model.layers import Module, Tensor, numpy_of
 from model.llama import rope_tables
@@ -40,7 +40,7 @@ from seed_story.contract import (
     value_cache,
 )
 from seed_story.errors import UsageError
-from training.data import IGNORE, StoryEncoder, check_pictures, chunks, read_stories
+from training.data import IGNORE, StoryEncoder, check_pictures, chunks, read_stories, training_file
 from training.features import FeatureStore
 from training.loop import planned, train
 from training.recipe import data_fingerprint
@@ -191,7 +191,8 @@ def learn_scales(preset: str, checkpoint: Path | None, recipe: Recipe, lesson: L
 
 def _task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
     model, llama = source.model, source.model.config.llama
-    stories = [chunk for story in read_stories(lesson.data / STORIES) for chunk in chunks(story)]
+    file = training_file(lesson.data)
+    stories = [chunk for story in read_stories(file) for chunk in chunks(story)]
     check_pictures(stories)
     store = FeatureStore(lesson.out / "features", lesson.data, model.vision, model.config.vision.feature_layer)
     store.fill([page.picture for story in stories for page in story.pages])
@@ -200,23 +201,22 @@ def _task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
                            length=lesson.length, rows=lesson.rows, seed=lesson.seed)  # fmt: skip
     exact, rounded = _both(source, recipe, lesson)
     grids = {name: grid for name, grid in gptq_grids(llama, recipe).items() if name != head_name(llama)}
-    data = data_fingerprint([lesson.data / STORIES])
     return ScaleLearning(batches, model.qformer, llama, exact, rounded, grids,
-                         name=f"{recipe.name}, {fingerprint(model)}, data {data}")  # fmt: skip
+                         name=f"{recipe.name}, {fingerprint(model)}, data {data_fingerprint([file])}")  # fmt: skip
 
 
 def _both(source: StorySource, recipe: Recipe, lesson: Lesson) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """The decoder's weights, exact and rounded, as an export of the usual sizes has them."""
     llama, cache, size = source.model.config.llama, CacheConfig(), max(PREFILL_SIZES)
     shapes, exact = weight_shapes(llama, rotated=recipe.rotated), exact_weights(source, recipe)
-    untaught = replace(source, checkpoint=None)  # without scales that were learned before
+    untaught = replace(recipe, scales=None)  # without those that were learned before
     with tempfile.TemporaryDirectory(dir=lesson.out, prefix="work.") as folder:
         work = Path(folder)
         skeleton = write_skeleton(llama, cache.slots, [size], work / "skeleton", rotated=recipe.rotated,
                                   sink_rows=cache.sink_rows(recipe.cache))  # fmt: skip
         with tqdm(total=len(gptq_grids(llama, recipe)), desc="rounding", unit="matrix") as bar:
             make = rounded_weights(
-                untaught, recipe, skeleton, cache, size, lesson.calibration, tick=bar.update, work=work
+                source, untaught, skeleton, cache, size, lesson.calibration, tick=bar.update, work=work
             )
             rounded = {name: make(name) for name in shapes}
     return {name: exact(name) for name in shapes}, rounded

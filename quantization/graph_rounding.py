@@ -28,14 +28,14 @@ def round_graph(path: Path, entries: Sequence[dict[str, Any]], samples: Callable
         return
     ((signature, inputs),) = samples().items()
     graph = OpenGraph(path, signature)
-    named = {graph.graph.tensors[m.y].name.decode(): m for m in graph.matrices()}
-    grids = {m.w: grid for name, m in named.items() if (grid := grid_of(entries, name))}
-    wanted = [m for m in named.values() if m.w in grids]
+    names = [tensor.name.decode() for tensor in graph.graph.tensors]
+    wanted = [(m, grid) for m in graph.matrices() if (grid := grid_of(entries, names[m.y]))]
     part = path.with_suffix(".part")
-    for matrix, hessian in zip(wanted, _hessians(path, signature, wanted, inputs, part, threads), strict=True):
+    hessians = _hessians(path, signature, [m for m, _ in wanted], inputs, part, threads)
+    for (matrix, grid), hessian in zip(wanted, hessians, strict=True):
         weights = graph.constant(matrix.w)
         assert weights is not None
-        rounded = gptq(weights, hessian, grids[matrix.w])
+        rounded = gptq(weights, hessian, grid)
         graph.contents[graph.graph.tensors[matrix.w].buffer] = np.frombuffer(rounded.tobytes(), np.uint8)
     graph.write(part)
     part.replace(path)
@@ -58,10 +58,10 @@ def _hessians(
     outputs = [watched.add_output(matrix.x) for matrix in matrices]
     watched.write(part)
     run = Runner(part, threads)
-    sums: list[Floats] = []
+    sums: dict[str, Floats] = {}  # by name: queries, keys and values are given the same
     for sample in inputs:
         found = run(sample)
-        rows = [np.asarray(found[name], np.float32).reshape(-1, found[name].shape[-1]) for name in outputs]
-        products = [x.T @ x for x in rows]
-        sums = [total + product for total, product in zip(sums, products, strict=True)] if sums else products
-    return sums
+        for name in dict.fromkeys(outputs):
+            x = np.asarray(found[name], np.float32).reshape(-1, found[name].shape[-1])
+            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+    return [sums[name] for name in outputs]

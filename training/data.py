@@ -34,6 +34,9 @@ PICTURE = -1
 IGNORE = -100
 """The label of a position at which nothing is learned."""
 
+TRAIN_FILE = "train.jsonl"
+"""The stories of a data set that are learned from."""
+
 _NAMED = 10  # missing pictures that an error names
 
 
@@ -68,6 +71,15 @@ class Example:
     ids: Ids
     labels: Ids
     pictures: tuple[Path, ...]
+
+
+def training_file(data: Path) -> Path:
+    """A data set's stories to learn from; raises UsageError if there are none."""
+    file = data / TRAIN_FILE
+    if not file.is_file():
+        raise UsageError("there is no data set", got=str(file), expected=f"{TRAIN_FILE} in StoryStream's form",
+                         hint="`python -m training.storybook build` makes one.")  # fmt: skip
+    return file
 
 
 def read_stories(file: Path, pictures: Path | None = None) -> list[StoryRecord]:

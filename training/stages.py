@@ -21,11 +21,10 @@ from model.picture_head import PictureHead
 from model.qformer import initial_qformer
 from model.story_source import DECODER_FILE, LORA_FILE, QFORMER_FILE, VISION_FILE, StorySource, load_source
 from model.weights import write_safetensors
-from seed_story.errors import UsageError
 from seed_story.tokenizer import StoryTokenizer
 from training.alignment import Alignment, WordLoss
 from training.checkpoint import planned_steps
-from training.data import StoryEncoder, StoryRecord, check_pictures, chunks, read_stories
+from training.data import StoryEncoder, StoryRecord, check_pictures, chunks, read_stories, training_file
 from training.features import FeatureStore
 from training.loop import planned, train
 from training.names import SLOTS, Labels, NameTable, name_table, read_labels
@@ -35,8 +34,8 @@ from training.recognition import Recognition
 from training.storytelling import Networks, Storytelling, foreseen_pool
 from training.task import Outcome, Schedule, Task
 
-TRAIN_FILE, TAUGHT_FILE = "train.jsonl", "taught.jsonl"
-"""Of a data set: the stories, and those that a teacher wrote about the same pictures, if there are any."""
+TAUGHT_FILE = "taught.jsonl"
+"""Of a data set: stories that a teacher wrote about the same pictures, if there are any."""
 CARDS_FILE, NAMES_FILE = "cards.jsonl", "names.json"
 """More pictures to recognize, and other words for the names; a data set may have them."""
 HEAD_FILE = "picture_head.safetensors"
@@ -122,10 +121,7 @@ def train_model(preset: str, data: Path, out: Path, recipe: Recipe) -> bool:
 
 
 def _prepare(preset: str, data: Path, out: Path, recipe: Recipe) -> _Training:
-    file = data / TRAIN_FILE
-    if not file.is_file():
-        raise UsageError("there is no data set", got=str(file), expected=f"{TRAIN_FILE} in StoryStream's form",
-                         hint="`python -m training.storybook build` makes one.")  # fmt: skip
+    file = training_file(data)
     told = [file, *filter(Path.is_file, [data / TAUGHT_FILE])]
     stories = [chunk for each in told for story in read_stories(each) for chunk in chunks(story)]
     files = [*told, *filter(Path.is_file, [data / CARDS_FILE, data / NAMES_FILE])]

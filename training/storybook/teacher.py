@@ -23,7 +23,7 @@ from seed_story.contract import DECODER
 from seed_story.errors import SeedStoryError, UsageError
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory
-from training.data import read_stories
+from training.data import read_stories, training_file
 from training.errors import TrainingError
 from training.evaluation.items import story_seed, subset
 from training.names import read_labels
@@ -154,10 +154,7 @@ def first_pages(data: Path, count: int, seed: int) -> list[PicturedPage]:
     Raises:
         UsageError: there is no data set, its lines don't say what the pictures show, or one shows no concept of ours.
     """
-    file = data / "train.jsonl"
-    if not file.is_file():
-        raise UsageError("there is no data set", got=data, expected="a folder with train.jsonl",
-                         hint="`python -m training.storybook build` makes one.")  # fmt: skip
+    file = training_file(data)
     pictures = [story.pages[0].picture for story in read_stories(file)]
     labels, concepts = read_labels(file), {concept.name: concept for concept in load_concepts()}
     pages = []
