@@ -8,17 +8,22 @@ import re
 import shutil
 import struct
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
 
 from quantization.sharing import share_vectors
 from seed_story.errors import ExportError
 
 Samples = Mapping[str, Sequence[Mapping[str, npt.NDArray[Any]]]]
 """Signature to inputs by name, as many as there are."""
+
+_HEADROOM = 1.5
+"""By how much the range of activations of 16 bits is widened, which costs half a bit of them. Of 824 held-out pictures,
+one had a name's score 8 % beyond those of the calibration pictures, and cut off there it was another name's."""
 
 _REFUSALS = (ValueError, RuntimeError, KeyError, TypeError, IndexError, struct.error, re.error)
 """What the quantizer raises for a recipe or a graph that it can't read."""
@@ -56,6 +61,8 @@ def quantize_graph(
             warnings.simplefilter("ignore", UserWarning)  # that it keeps all tensors: calibrating is what that is for
             tool = quantizer.Quantizer(str(source), quantization_recipe=list(entries))
             found = _calibrate(tool, samples() if samples else {}) if tool.need_calibration else None
+            if found is not None:
+                _widen(found, _coarse(source, entries))
             tool.quantize(found, str(target), enable_progress_bar=False, enable_progress_report=False)
         if not target.is_file():  # it leaves small models to the caller
             tool._result.export_model(str(target))
@@ -79,3 +86,33 @@ def _calibrate(tool: Any, samples: Samples) -> dict[str, Any]:
     watcher = calibrator.Calibrator(tool._float_model_buffer, qsv_update_func=qsv_utils.min_max_update)
     watcher.calibrate(samples, tool._recipe_manager)
     return dict(watcher.get_model_qsvs())
+
+
+def _widen(ranges: dict[str, Any], coarse: Collection[str]) -> None:
+    """Gives the ranges of all tensors but some headroom."""
+    for name, found in ranges.items():
+        if name not in coarse and "min" in found:
+            found["min"], found["max"] = found["min"] * _HEADROOM, found["max"] * _HEADROOM
+
+
+def _coarse(source: Path, entries: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The tensors that an operator with activations of 8 bits reads or makes: they have no bit to spare."""
+    kinds = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    model = schema.ModelT.InitFromPackedBuf(source.read_bytes(), 0)
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    found: set[str] = set()
+    for graph in model.subgraphs:
+        names = [tensor.name.decode() for tensor in graph.tensors]
+        for op in reversed(graph.operators):
+            kind, made = kinds[codes[op.opcodeIndex]], [names[i] for i in op.outputs]
+            reshaped = kind in ("RESHAPE", "TRANSPOSE") and not found.isdisjoint(made)  # they have one scale
+            if reshaped or _activation_bits(entries, kind, ";".join(made)) == 8:
+                found |= {names[i] for i in op.inputs if i >= 0} | set(made)
+    return found
+
+
+def _activation_bits(entries: Sequence[Mapping[str, Any]], operation: str, scope: str) -> int | None:
+    """What the last entry for an operator says; None if its activations aren't quantized."""
+    meant = [e for e in entries if e["operation"] in (operation, "*") and re.search(e["regex"], scope)]
+    config = meant[-1]["op_config"].get("activation_tensor_config") if meant else None
+    return config["num_bits"] if config else None

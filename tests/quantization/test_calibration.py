@@ -15,6 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from export.__main__ import main
 from export.integer_ops import with_integer_ops
 from quantization.calibration import calibration_pictures
+from quantization.gptq import without_gptq
 from quantization.quantize import is_static, quantize_graph
 from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.bundle import Bundle
@@ -22,6 +23,7 @@ from seed_story.contract import QFORMER, VIT, qformer_signatures
 from seed_story.errors import ExportError, PictureError, UsageError
 
 STATIC = load_recipe("int8-static")
+ENTRIES = without_gptq(STATIC.graphs[QFORMER])
 NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 INTEGERS = {schema.TensorType.INT8, schema.TensorType.INT16, schema.TensorType.INT32, schema.TensorType.INT64}
 
@@ -86,20 +88,44 @@ def features(bundle: Path, *sizes: float) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("sizes", [(1.0,), (1.0, 4.0, 2.0)])
-def test_a_scale_holds_the_largest_of_all_samples(
+def test_a_fine_scale_holds_half_as_much_again_as_the_largest_of_all_samples(
     loud_bundle: Path, graph: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], sizes: tuple[float, ...]
 ) -> None:
     samples = {"project": features(loud_bundle, *sizes)}
-    quantize_graph(graph, tmp_path / "out.tflite", STATIC.graphs[QFORMER], lambda: samples)
-    assert input_scale(tmp_path / "out.tflite") == pytest.approx(max(sizes) / 32767, rel=1e-4)
+    quantize_graph(graph, tmp_path / "out.tflite", ENTRIES, lambda: samples)
+    assert input_scale(tmp_path / "out.tflite") == pytest.approx(1.5 * max(sizes) / 32767, rel=1e-4)
     assert not graph.exists()
     assert capfd.readouterr().out == ""
+
+
+def test_a_coarse_scale_has_no_room_to_spare(
+    loud_bundle: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what an operator of 8 bits reads or makes; a softmax's scale is fixed, whatever its bits."""
+    scales = []
+    for room in (1.0, 1.5):
+        monkeypatch.setattr("quantization.quantize._HEADROOM", room)
+        copied, made = tmp_path / "copy.tflite", tmp_path / f"{room}.tflite"
+        shutil.copy(graph, copied)
+        quantize_graph(copied, made, ENTRIES, lambda: {"project": features(loud_bundle, 1.0)})
+        scales.append(activation_scales(made))
+    tight, roomy = scales
+    ratios = {name: (kind, scale / tight[name][1]) for name, (kind, scale) in roomy.items()}
+    assert {round(ratio, 3) for kind, ratio in ratios.values() if kind == schema.TensorType.INT8} == {1.0}
+    assert {round(ratio, 3) for kind, ratio in ratios.values() if kind == schema.TensorType.INT16} == {1.0, 1.5}
+
+
+def activation_scales(path: Path) -> dict[bytes, tuple[int, float]]:
+    """Type and scale of what the operators make, by name."""
+    graph, _ = opened(path)
+    made = [graph.tensors[i] for op in graph.operators[:-1] for i in op.outputs]
+    return {t.name: (t.type, float(t.quantization.scale[0])) for t in made}
 
 
 @pytest.mark.parametrize("samples", [None, dict, lambda: {"project": []}], ids=["none", "no signature", "no inputs"])
 def test_samples_are_needed(graph: Path, tmp_path: Path, samples: Any) -> None:
     with pytest.raises(ExportError, match="samples"):
-        quantize_graph(graph, tmp_path / "out.tflite", STATIC.graphs[QFORMER], samples)
+        quantize_graph(graph, tmp_path / "out.tflite", ENTRIES, samples)
     assert not (tmp_path / "out.tflite").exists()
 
 
