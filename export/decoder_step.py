@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from export.decoder_weights import DOWN_ROTATION, NORM, ROTATED_NORM, ROTATION, head_name, matrix
+from export.dither import dithered
 from seed_story.config import LlamaConfig, kept_limit
 from seed_story.contract import (
     BLOCK_K,
@@ -57,16 +58,20 @@ def _parted(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
 class DecoderStep:
     """`prefill_N`, `decode` or `verify_K`, by its signature: it also gives the logits of several last tokens.
 
+    Args:
+        dither: rows as which a step of few tokens rounds what the matrices of the residual stream read of a token.
+
     Shapes in comments: n tokens, m columns of their own, v key/value heads, g queries for each, d head_dim.
     """
 
-    def __init__(self, config: LlamaConfig, slots: int, signature: Signature) -> None:
+    def __init__(self, config: LlamaConfig, slots: int, signature: Signature, dither: int = 1) -> None:
         shapes = {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
         self.config, self.slots, self.n = config, slots, shapes["embeddings"][0]
         self.answers = shapes["logits"][0]
         self.block = shapes[PLACE][0] if PLACE in shapes else 0
         self.m = self.block or self.n
         self.few = self.n == 1 or self.block > 0  # sums in the order of single tokens, to come to the same bits
+        self.dither = dither if self.few else 1
         self.columns = shapes["mask"][1] - self.m
         self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
 
@@ -103,7 +108,7 @@ class DecoderStep:
         return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + self.config.rms_norm_eps)
 
     def _mlp(self, layer: int, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        gate, up = tf.split(_matmul(x, inputs[matrix(layer, "gate_up")]), 2, axis=-1)
+        gate, up = tf.split(dithered(x, inputs[matrix(layer, "gate_up")], self.dither), 2, axis=-1)
         hidden = gate * tf.sigmoid(gate) * up
         if DOWN_ROTATION in inputs:
             blocks = tf.reshape(hidden, [-1, inputs[DOWN_ROTATION].shape[0]])
@@ -114,7 +119,7 @@ class DecoderStep:
         self, layer: int, x: Tensor, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, v, g, d = self.n, self.v, self.g, self.d
-        queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
+        queries, key, value = self._project(dithered(x, inputs[matrix(layer, "qkv")], self.dither), shared)
         keys, values = (self._in_block(*one, layer, inputs) for one in ((key, BLOCK_K), (value, BLOCK_V)))
         scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))

@@ -158,7 +158,8 @@ def _write_decoder(
     llama, entries, rotated = source.model.config.llama, recipe.graphs[DECODER], recipe.rotated
     cache, sizes = options.cache, options.prefill_sizes
     skeleton = write_skeleton(llama, cache.slots, sizes, work / DECODER, attention=options.attention, rotated=rotated,
-                              sink_rows=cache.sink_rows(recipe.cache), verify=options.verify)  # fmt: skip
+                              sink_rows=cache.sink_rows(recipe.cache), verify=options.verify,
+                              dither=recipe.dither)  # fmt: skip
     bar.update(2)
     raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
     make = exact_weights(source, recipe)

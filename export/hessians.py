@@ -104,7 +104,7 @@ def _through(
         found = run(chunk_inputs(cache, llama, chunk, size))
         cache.store(found[KEYS][None], found[VALUES][None], len(chunk))
         for name, total in sums.items():
-            x = found[name].reshape(size, -1)[-len(chunk) :]
+            x = found[name].reshape(-1, len(total))[-len(chunk) :]
             total += x.T @ x
         made.append(found[EMBEDDINGS][-len(chunk) :])
     return np.concatenate(made)

@@ -116,6 +116,7 @@ def export_tiny(
     rotated: bool = False,
     sink_rows: int | None = None,
     verify: int = 0,
+    dither: int = 1,
 ) -> TinyDecoder:
     """Exports to `folder`, which is empty."""
     weights = loud_llama(config)
@@ -128,6 +129,7 @@ def export_tiny(
         rotated=rotated,
         sink_rows=sink_rows,
         verify=verify,
+        dither=dither,
     )
     path, make = folder / "decoder.tflite", rotated_weight if rotated else skeleton_weight
     shapes = weight_shapes(config, rotated=rotated)
