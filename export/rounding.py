@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.decoder_weights import head_name, skeleton_weight, weight_shapes
+from export.decoder_weights import TABLE, head_name, skeleton_weight, weight_shapes
 from export.hessians import Make, decoder_hessians, story_rows
 from export.learned_scales import read_scales, rescaled, scales_file
 from export.rotation import rotated_weight
@@ -50,7 +50,8 @@ def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
         ConfigError: some are of no layer.
     """
     shapes, entries = weight_shapes(llama, rotated=recipe.rotated), recipe.graphs[DECODER]
-    grids = {name: grid for name in shapes if (grid := grid_of(entries, f"{DECODE}/{name}/product"))}
+    products = [name for name in shapes if name != TABLE or head_name(llama) == TABLE]  # else it is only looked up
+    grids = {name: grid for name in products if (grid := grid_of(entries, f"{DECODE}/{name}/product"))}
     if others := sorted(name for name in grids if not _is_calibrated(llama, name)):
         raise ConfigError(f"the recipe {recipe.name} has more rounded by GPTQ than the layers' matrices and the head",
                           got=others, expected="another algorithm for these")  # fmt: skip
