@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.decoder_step import DecoderStep, Int8Step, Tensor, turned
-from export.decoder_weights import ROTATION, TABLE, weight_shapes
+from export.decoder_step import DecoderStep, Int8Step, Tensor
+from export.decoder_weights import TABLE, weight_shapes
 from seed_story.config import LlamaConfig
 from seed_story.contract import EMBED, Signature, decoder_signatures
 
@@ -54,9 +54,9 @@ def write_skeleton(
 def _trace_embed(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def embed(token: Tensor, **weights: Tensor) -> dict[str, Tensor]:
-        return {"embeddings": turned(tf.gather(weights[TABLE], token), weights)}
+        return {"embeddings": tf.gather(weights[TABLE], token)}
 
-    specs = {name: tf.TensorSpec(shapes[name], tf.float32, name) for name in (TABLE, ROTATION) if name in shapes}
+    specs = {TABLE: tf.TensorSpec(shapes[TABLE], tf.float32, TABLE)}
     return embed.get_concrete_function(token=tf.TensorSpec([1], tf.int32, "token"), **specs)
 
 

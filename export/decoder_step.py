@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.decoder_weights import DOWN_ROTATION, NORM, ROTATED_NORM, ROTATION, head_name, matrix
+from export.decoder_weights import DOWN_ROTATION, NORM, ROTATED_NORM, head_name, matrix
 from export.dither import dithered
 from seed_story.config import LlamaConfig, kept_limit
 from seed_story.contract import (
@@ -36,11 +36,6 @@ Tensor = Any
 
 def _matmul(x: Tensor, weight: Tensor) -> Tensor:
     return tf.matmul(x, weight, transpose_b=True)
-
-
-def turned(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Into the turned residual stream or out of it: the rotation is its own inverse."""
-    return _matmul(x, weights[ROTATION]) if ROTATION in weights else x
 
 
 def _rows(x: Tensor, begin: int, end: int) -> Tensor:
@@ -77,7 +72,7 @@ class DecoderStep:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The signature's outputs, of its inputs and the weights by name."""
-        x = turned(inputs["embeddings"], inputs)
+        x = inputs["embeddings"]
         shared = {
             "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
             "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),

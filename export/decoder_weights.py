@@ -14,9 +14,8 @@ from seed_story.config import LlamaConfig
 Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
 
 TABLE, NORM, HEAD = "embed_tokens", "norm", "lm_head"
-ROTATION, ROTATED_NORM, DOWN_ROTATION = "rotation", "rotated_norm", "down_rotation"
-"""Only of a rotated decoder: the matrix that turns the residual stream, the last gain between two turns, and the matrix
-that turns what each `down` reads, block by block."""
+ROTATED_NORM, DOWN_ROTATION = "rotated_norm", "down_rotation"
+"""Only of a rotated decoder: the last gain between two turns, and what turns the input of `down`, block by block."""
 _DOWN_BLOCK = 128
 """Channels of a block, or the largest power of two below that divides the width: more spread better and cost more."""
 
@@ -35,7 +34,7 @@ def weight_shapes(config: LlamaConfig, *, rotated: bool = False) -> dict[str, tu
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
     block = math.gcd(f, _DOWN_BLOCK)
     shapes: dict[str, tuple[int, ...]] = (
-        {ROTATION: (d, d), ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)} if rotated else {NORM: (d,)}
+        {ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)} if rotated else {NORM: (d,)}
     )
     for i in range(config.num_layers):
         shapes[matrix(i, "qkv")] = (heads * config.head_dim, d)

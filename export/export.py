@@ -134,10 +134,10 @@ def _room(llama: LlamaConfig) -> int:
 def _write_graphs(
     source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, work: Path, bar: tqdm
 ) -> None:
-    model = source.model
+    model, tokens = source.model, source.model.config.vision.tokens
     writers: dict[str, Callable[[Path], bytes]] = {
         VIT: lambda folder: write_vit(model.vision, folder),
-        QFORMER: lambda folder: write_qformer(model.qformer, model.config.vision.tokens, folder),
+        QFORMER: lambda folder: write_qformer(model.qformer, tokens, folder, rotated=recipe.rotated),
     }
     samples = _samples(model, options.calibration)
     for graph, write in writers.items():
@@ -189,7 +189,7 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
     bar.set_postfix_str("parity")
     config, threads = source.model.config, default_threads()
     vision = Vision((part / graph_file(VIT), part / graph_file(QFORMER)), config, backend="litert", threads=threads)
-    vit, qformer = measure_vision(source.model, vision)
+    vit, qformer = measure_vision(source.model, vision, rotated=recipe.rotated)
     vision.close()
     file = part / graph_file(DECODER)
     with packed_weights(file_sha256(file)) as packed:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from model.layers import numpy_of
 from model.qformer import QFormer
+from model.rotation import rotation_matrix
 from model.vit import VisionTransformer
 from seed_story.contract import Signature, qformer_signatures, vit_signatures
+
+Floats = npt.NDArray[np.float32]
 
 
 def write_vit(network: VisionTransformer, folder: Path) -> bytes:
@@ -23,14 +29,36 @@ def write_vit(network: VisionTransformer, folder: Path) -> bytes:
     return _convert(network, vit_signatures(network.config)[0], folder)
 
 
-def write_qformer(network: QFormer, feature_tokens: int, folder: Path) -> bytes:
-    """Features to decoder embeddings, as a float32 `.tflite`."""
-    return _convert(network, qformer_signatures(network.config, feature_tokens)[0], folder)
+def write_qformer(network: QFormer, feature_tokens: int, folder: Path, *, rotated: bool = False) -> bytes:
+    """Features to decoder embeddings, as a float32 `.tflite`.
+
+    Args:
+        rotated: whether they are for a rotated decoder, and so turned (`export/rotation.py`) by the last matrices.
+    """
+    signature = qformer_signatures(network.config, feature_tokens)[0]
+    return _convert(network, signature, folder, _turned(network) if rotated else {})
 
 
-def _convert(network: keras.Layer, signature: Signature, folder: Path) -> bytes:
+def _turned(network: QFormer) -> dict[str, Floats]:
+    """What becomes of the variables that write embeddings, by their paths."""
+    size, last = network.config.llm_size, network.projection
+    writers = [last.weight, *([] if last.bias is None else [last.bias])]
+    writers += [] if network.memory is None else [network.memory.values.weight]
+    turn, made = rotation_matrix(size), {}
+    for variable in writers:  # outputs first, those of each query end to end
+        value = numpy_of(variable)
+        rows = np.einsum("ij,qjn->qin", turn, value.reshape(-1, size, *value.shape[1:] or (1,)))
+        made[variable.path] = rows.reshape(value.shape).astype(np.float32)
+    return made
+
+
+def _convert(
+    network: keras.Layer, signature: Signature, folder: Path, changed: Mapping[str, Floats] | None = None
+) -> bytes:
+    """Args: changed: other values for some variables, by their paths."""
     (given,), (made,) = signature.inputs, signature.outputs
-    values = [(variable, numpy_of(variable)) for variable in network.variables]
+    changed = changed or {}
+    values = [(variable, changed.get(variable.path, numpy_of(variable))) for variable in network.variables]
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def run(**inputs: Any) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 A row that is quantized to int8 as a whole is as coarse as its largest channel demands, and in a LLaMA a few channels
 are ten times as large as the rest. Without its gain, RMSNorm commutes with an orthogonal matrix, so the stream can be
 turned by one, and every matrix that reads or writes it takes the turn into its weights (QuaRot, arXiv 2404.00456,
-section 4): the same function in exact arithmetic, at two small products a step. Values are not turned: what `o` reads
+section 4): the same function in exact arithmetic, at one small product a step. Values are not turned: what `o` reads
 costs next to nothing (docs/quantization.md).
 
 What `down` reads is turned too, in blocks and by the graph itself, since SwiGLU commutes with nothing.
 
-What passes between the graphs is not turned: `embed` turns its row back, and a step turns what it is given.
+What passes between a bundle's graphs is turned as well: the table's rows are, and the last matrices of the Q-Former's
+graph turn a picture's embeddings (`export/network_graphs.py`), so that no step has to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,27 +25,12 @@ from export.decoder_weights import (
     HEAD,
     NORM,
     ROTATED_NORM,
-    ROTATION,
     TABLE,
     skeleton_weight,
     weight_shapes,
 )
+from model.rotation import rotation_matrix
 from seed_story.config import LlamaConfig
-
-Doubles = npt.NDArray[np.float64]
-
-
-@lru_cache(maxsize=2)
-def rotation_matrix(size: int) -> Doubles:
-    """A discrete Hartley transform with signs: orthogonal and symmetric, so its own inverse; float64 `[size, size]`.
-
-    Unlike Hadamard's matrices it exists for every size. No entry is above `sqrt(2 / size)`. The signs, the same every
-    time, keep what is alike in all channels from gathering in the first.
-    """
-    index = np.arange(size)
-    angle = 2 * np.pi * (np.outer(index, index) % size) / size
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size)
-    return np.asarray(signs[:, None] * (np.cos(angle) + np.sin(angle)) / np.sqrt(size) * signs)
 
 
 def rotated_weight(config: LlamaConfig, weights: Mapping[str, Any], name: str) -> npt.NDArray[np.float32]:
@@ -55,8 +40,6 @@ def rotated_weight(config: LlamaConfig, weights: Mapping[str, Any], name: str) -
         name: one of `weight_shapes(config, rotated=True)`.
     """
     turn = rotation_matrix(config.hidden_size)
-    if name == ROTATION:
-        return turn.astype(np.float32)
     small = rotation_matrix(weight_shapes(config, rotated=True)[DOWN_ROTATION][0])
     if name == DOWN_ROTATION:
         return small.astype(np.float32)

@@ -17,14 +17,15 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from export.decoder_graph import write_skeleton
-from export.decoder_step import DecoderStep, turned
-from export.decoder_weights import TABLE, head_name, weight_shapes
+from export.decoder_step import DecoderStep
+from export.decoder_weights import ROTATED_NORM, TABLE, head_name, weight_shapes
 from export.learned_scales import file_name, write_scales
 from export.lesson import Lesson
 from export.rounding import exact_weights, gptq_grids, rounded_weights
 from model.layers import Module, Tensor, numpy_of
 from model.llama import rope_tables
 from model.qformer import QFormer
+from model.rotation import rotation_matrix
 from model.story_source import StorySource, load_source
 from model.weights import fingerprint
 from quantization.gptq import Floats, Grid
@@ -140,8 +141,10 @@ class ScaleLearning:
     def _logits(self, row: Mapping[str, Tensor], pictures: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """What the exported graph would say after each token of a row of t: logits `[t, vocab]`."""
         size, llama = row["ids"].shape[0], self._llama
-        text = turned(tf.gather(weights[TABLE], tf.maximum(row["ids"], 0)), weights)
+        text = tf.gather(weights[TABLE], tf.maximum(row["ids"], 0))
         shown = tf.gather(tf.reshape(pictures, [-1, llama.hidden_size]), row["picture_index"])
+        if ROTATED_NORM in weights:
+            shown = tf.matmul(shown, rotation_matrix(llama.hidden_size).astype(np.float32))
         causal = tf.linalg.band_part(tf.ones([size, size], tf.bool), -1, 0)
         mask = tf.where(tf.logical_and(row["mask"], causal), 0.0, MASKED)
         signs = np.repeat(np.array([-1, 1], np.float32), llama.head_dim // 2)

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from model.rotation import rotation_matrix
 from quantization.fidelity import Divergence, Place, divergence, log_softmax, row_cosines
+from quantization.reference import is_rotated
 from seed_story.contract import QFORMER, VIT
 from seed_story.image import load_and_preprocess_image
 from seed_story.story import SEEDStory
@@ -86,7 +88,7 @@ def picture_cosines(
     """How near the bundles' features and embeddings of pictures are to the reference's, by graph.
 
     The Q-Former reads its own bundle's features, so its figures are those of both graphs. A cosine is taken for each
-    feature or query.
+    feature or query; the embeddings for a rotated decoder are turned back before.
 
     Returns:
         For each bundle, by graph: the `mean` of all cosines with its interval over pictures, the mean of the
@@ -97,11 +99,19 @@ def picture_cosines(
     for picture in tqdm(pictures, desc="pictures", unit="picture"):
         pixels = load_and_preprocess_image(picture, size)
         features = reference.vision.features(pixels).copy()
-        embeddings = reference.vision.embeddings(pixels)
+        embeddings = _unturned(reference, pixels)
         for found, model in zip(rows, bundles, strict=True):
             found[VIT].append(row_cosines(model.vision.features(pixels), features))
-            found[QFORMER].append(row_cosines(model.vision.embeddings(pixels), embeddings))
+            found[QFORMER].append(row_cosines(_unturned(model, pixels), embeddings))
     return [{graph: _cosines(values, seed) for graph, values in found.items()} for found in rows]
+
+
+def _unturned(model: SEEDStory, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A picture's embeddings in the model's own channels, `[queries, hidden]`."""
+    embeddings = model.vision.embeddings(pixels)
+    if not is_rotated(model.bundle):
+        return embeddings
+    return np.asarray(embeddings @ rotation_matrix(embeddings.shape[1]), np.float32)
 
 
 def _cosines(values: Sequence[npt.NDArray[np.float64]], seed: int) -> dict[str, Any]:

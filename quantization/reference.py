@@ -71,7 +71,7 @@ def is_float(bundle: Bundle) -> bool:
 
 def is_rotated(bundle: Bundle) -> bool:
     """Whether its decoder's residual stream is turned (`export/rotation.py`)."""
-    return any(name.split("/")[1:] == ["rotation"] for name, _ in _tensors(bundle, DECODER))
+    return any(name.split("/")[1:] == ["rotated_norm"] for name, _ in _tensors(bundle, DECODER))
 
 
 def export_command(manifest: Manifest, recipe: str) -> str:

@@ -19,7 +19,7 @@ FOLDERS = {"seed_story": ROOT / "runtime" / "seed_story"} | {
 MAY_IMPORT = {
     "seed_story": set(),
     "model": {"seed_story"},
-    "quantization": {"seed_story", "training"},  # its report measures on held-out stories, as training reads them
+    "quantization": {"model", "seed_story", "training"},  # its report reads held-out stories as training does
     "training": {"model", "seed_story"},
     "export": {"model", "quantization", "seed_story", "training"},  # scales are learned by the loop of training
     "benchmarks": {"model", "quantization", "seed_story", "training"},  # peers are given the model's weights

@@ -18,6 +18,7 @@ from seed_story.contract import DECODE, DECODER, Signature, TensorSpec
 from seed_story.decoder import Decoder
 from tests.compare import assert_close
 from tests.export.test_decoder_file import load, operators
+from tests.export.test_rotation import turned
 from tests.export.tiny_decoders import SIZES, VARIANTS, export_tiny
 
 _INPUTS, _OUTPUTS = 576, 320
@@ -78,6 +79,7 @@ def test_decoder_is_the_same_function(tmp_path: Path, open_decoder: Callable[...
     cache = CacheConfig(tiny.slots, 2)
     x = tiny.embeddings(2 * tiny.slots + 5)
     expected = tiny.reference(cache).feed(x)
+    x = turned(x)
     decoder = open_decoder(tiny, cache)
     end = 0
     for count in (5, 1, 8, *[1] * (len(x) - 14)):

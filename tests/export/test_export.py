@@ -254,7 +254,7 @@ def test_gptq_of_a_rotation_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     recipe = load_recipe("int8")
     everywhere = [{**entry, "regex": ".*"} for entry in recipe.graphs[DECODER] if entry["algorithm_key"] == "GPTQ"]
     recipe = replace(recipe, graphs={**recipe.graphs, DECODER: everywhere})
-    with pytest.raises(ConfigError, match=r"more rounded by GPTQ.*'rotation'"):
+    with pytest.raises(ConfigError, match=r"more rounded by GPTQ.*'down_rotation'"):
         export_bundle(load_source("tiny"), recipe, tmp_path / "story", OPTIONS)
     assert list(tmp_path.iterdir()) == []
 

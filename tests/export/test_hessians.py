@@ -14,7 +14,7 @@ from export.decoder_weights import skeleton_weight, weight_shapes
 from export.flatbuffer import with_constants
 from export.hessians import decoder_hessians
 from export.layer_graph import write_layer
-from export.rotation import rotated_weight, rotation_matrix
+from export.rotation import rotated_weight
 from quantization.locate import chunk_inputs
 from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
@@ -58,11 +58,9 @@ def hessians(tiny: tuple[TinyDecoder, bool], size: int, folder: Path) -> dict[st
 
 
 def test_the_first_matrix_is_given_the_normed_rows(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
-    decoder, rotated = tiny
+    decoder, _ = tiny
     rows = np.concatenate([decoder.embeddings(count, seed) for seed, count in enumerate(LENGTHS)]).astype(np.float64)
     rows /= np.sqrt((rows**2).mean(1, keepdims=True) + CONFIG.rms_norm_eps)
-    if rotated:
-        rows = rows @ rotation_matrix(CONFIG.hidden_size)
     expected = rows.T @ rows
     found = hessians(tiny, 8, tmp_path)["layers_0_qkv"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -130,7 +128,7 @@ def test_a_layers_graph_has_nothing_of_other_layers(tiny: tuple[TinyDecoder, boo
     shapes = weight_shapes(CONFIG, rotated=rotated)
     write_layer(*with_constants(decoder.skeleton, shapes), shapes, make, "decode", 1, tmp_path / "layer.tflite")
     assert [name for name in made if name.startswith("layers_")] == [f"layers_1_{k}" for k in KINDS]
-    assert not {"embed_tokens", "norm", "rotated_norm", "rotation"} & set(made)
+    assert not {"embed_tokens", "norm", "rotated_norm"} & set(made)
     runner = Interpreter(str(tmp_path / "layer.tflite")).get_signature_runner("decode")
     given = {name for name in runner.get_input_details() if name.startswith("kv_cache")}
     assert {name[:12] for name in given} == {"kv_cache_k_0", "kv_cache_v_0"}

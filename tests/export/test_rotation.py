@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,14 +13,24 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 
-from export.rotation import rotated_weight, rotation_matrix
-from seed_story.config import CacheConfig
+from export.network_graphs import write_qformer
+from export.rotation import rotated_weight
+from model.qformer import QFormer
+from model.rotation import rotation_matrix
+from seed_story.backends import open_graph
+from seed_story.config import CacheConfig, QFormerConfig
+from seed_story.contract import PROJECT, qformer_signatures
 from seed_story.decoder import Decoder
 from tests.compare import assert_close
 from tests.export.test_decoder_file import SIGNATURES, load, operators
 from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny
 
 Tiny = Callable[[str], TinyDecoder]
+
+
+def turned(rows: np.ndarray) -> np.ndarray:
+    """As a rotated decoder is given them."""
+    return np.asarray(rows @ rotation_matrix(rows.shape[-1]), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +59,12 @@ def test_rotation_spreads_what_stands_out_and_what_is_alike() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_of_streaming_reference(rotated_decoder: Tiny, open_decoder: Callable[..., Decoder], name: str) -> None:
-    """In chunks and one by one, past the end of the cache; the reference has the weights as they were."""
+    """In chunks and one by one, past the end of the cache; the reference has the weights, and rows, as they were."""
     tiny = rotated_decoder(name)
     cache_config = CacheConfig(tiny.slots, 2)
     x = tiny.embeddings(2 * tiny.slots + 5)
     expected = tiny.reference(cache_config).feed(x)
+    x = turned(x)
     decoder = open_decoder(tiny, cache_config)
     end = 0
     for count in (5, 1, 8, *[1] * (len(x) - 14)):
@@ -61,25 +73,47 @@ def test_logits_of_streaming_reference(rotated_decoder: Tiny, open_decoder: Call
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_embed_gives_rows_as_they_were(rotated_decoder: Tiny, open_decoder: Callable[..., Decoder], name: str) -> None:
+def test_embed_gives_turned_rows(rotated_decoder: Tiny, open_decoder: Callable[..., Decoder], name: str) -> None:
     tiny = rotated_decoder(name)
     decoder = open_decoder(tiny, CacheConfig(tiny.slots, 2))
     ids = [0, 7, tiny.config.vocab_size - 1]
     expected = torch.nn.functional.embedding(
         torch.tensor(ids), torch.from_numpy(tiny.weights["model.embed_tokens.weight"])
     )
-    assert_close(decoder.embed(ids), expected, "decoder_graph")
+    assert_close(decoder.embed(ids), turned(expected.numpy()), "decoder_graph")
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["plain", "memory"])
+def test_a_qformer_turns_its_embeddings(tmp_path: Path, memory: bool) -> None:
+    """Those of the Keras network, and of the same size: nothing is added to the graph."""
+    names = {"memory_names": 5, "memory_slots": 2} if memory else {}
+    config = replace(QFormerConfig.tiny(), **names)
+    network = QFormer(config, seed=3)
+    for variable in network.trainable_variables:  # biases, too
+        variable.assign(np.random.default_rng(len(variable.path)).normal(0, 0.3, variable.shape))
+    features = np.random.default_rng(0).normal(size=(1, 5, config.vision_size)).astype(np.float32)
+    files = [tmp_path / "plain.tflite", tmp_path / "turned.tflite"]
+    for rotated, file in enumerate(files):
+        file.write_bytes(write_qformer(network, 5, tmp_path / str(rotated), rotated=bool(rotated)))
+    graph = open_graph(files[1], threads=1)
+    bound = graph.bind(qformer_signatures(config, 5)[0])
+    bound.inputs["features"][:] = features
+    bound.run()
+    assert_close(bound.outputs["image_embeddings"][0], turned(np.asarray(network(features))[0]), "network")
+    graph.close()
+    kinds = [operators(schema.ModelT.InitFromPackedBuf(bytearray(file.read_bytes()), 0), PROJECT) for file in files]
+    assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_operators_are_a_few_more_products(tiny_decoder: Tiny, rotated_decoder: Tiny, name: str) -> None:
-    """Into the stream, out of it, and before each `down`: nothing that would cut the graph into more pieces."""
+    """Out of the stream, and before each `down`: nothing that would cut the graph into more pieces."""
     tiny = rotated_decoder(name)
     plain, rotated, layers = load(tiny_decoder(name)), load(tiny), tiny.config.num_layers
-    assert operators(rotated, "embed") == ["EMBEDDING_LOOKUP", "FULLY_CONNECTED"]
+    assert operators(rotated, "embed") == ["EMBEDDING_LOOKUP"]
     for signature in SIGNATURES[1:]:
         found, before = Counter(operators(rotated, signature)), Counter(operators(plain, signature))
-        assert found - before == Counter(FULLY_CONNECTED=2 + layers, RESHAPE=2 * layers)
+        assert found - before == Counter(FULLY_CONNECTED=1 + layers, RESHAPE=2 * layers)
         assert before - found == Counter(MUL=1)
     names = [tensor.name for graph in rotated.subgraphs for tensor in graph.tensors]
     products = [name for name in names if b"/product" in name]
@@ -107,7 +141,7 @@ def test_recipe_rounds_rotations_to_half_precision_only(export_tiny: Callable[[s
     types = {tensor.name.decode(): tensor.type for graph in model.subgraphs for tensor in graph.tensors}
     kinds = schema.TensorType
     for signature in SIGNATURES[1:]:
-        for weight in ("rotation", "rotated_norm", "down_rotation"):
+        for weight in ("rotated_norm", "down_rotation"):
             assert types[f"{signature}/{weight}"] == kinds.FLOAT16
         for weight in ("layers_0_qkv", "layers_1_down", "embed_tokens"):
             assert types[f"{signature}/{weight}"] == kinds.INT8

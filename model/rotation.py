@@ -1,0 +1,23 @@
+"""The orthogonal matrix that turns a decoder's residual stream, and the pictures' embeddings with it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+
+
+@lru_cache(maxsize=2)
+def rotation_matrix(size: int) -> Doubles:
+    """A discrete Hartley transform with signs: orthogonal and symmetric, so its own inverse; float64 `[size, size]`.
+
+    Unlike Hadamard's matrices it exists for every size. No entry is above `sqrt(2 / size)`. The signs, the same every
+    time, keep what is alike in all channels from gathering in the first.
+    """
+    index = np.arange(size)
+    angle = 2 * np.pi * (np.outer(index, index) % size) / size
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size)
+    return np.asarray(signs[:, None] * (np.cos(angle) + np.sin(angle)) / np.sqrt(size) * signs)
