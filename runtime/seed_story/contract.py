@@ -5,7 +5,8 @@ the runtime refuses a bundle whose graphs disagree with what its configuration i
 
 The decoder never owns the cache. Its inputs and outputs, for N tokens, `prefill_N` and `decode` (N = 1):
 
-    embeddings       [N, hidden]                 what the N tokens are, oldest first; a shorter chunk sits at the END
+    embeddings       [N, hidden]                 what the N tokens are, oldest first; a shorter chunk sits at the END;
+                                                 of this bundle's own `embed` and Q-Former, whatever their channels mean
     cos, sin         [N, 2, head_dim]            rotation of each token: 0 by its absolute position (it scores the
                                                  ring and its own chunk), 1 by its in-cache position (it scores the
                                                  kept slots); sin's first half is negated
