@@ -16,9 +16,7 @@ from seed_story.backends import open_graph
 from seed_story.config import CacheConfig
 from seed_story.contract import DECODE, DECODER, Signature, TensorSpec
 from seed_story.decoder import Decoder
-from tests.compare import assert_close
 from tests.export.test_decoder_file import load, operators
-from tests.export.test_rotation import turned
 from tests.export.tiny_decoders import SIZES, VARIANTS, export_tiny
 
 _INPUTS, _OUTPUTS = 576, 320
@@ -71,20 +69,6 @@ def test_engine_rounds_less(tmp_path: Path) -> None:
     noise = {rows: np.square(_in_engine(tmp_path / str(rows), rows) - exact).mean() for rows in (1, 2, 4)}
     assert noise[2] < 0.4 * noise[1]
     assert noise[4] < 0.15 * noise[1]
-
-
-def test_decoder_is_the_same_function(tmp_path: Path, open_decoder: Callable[..., Decoder]) -> None:
-    """As the reference, in chunks and one by one, past the end of the cache."""
-    tiny = export_tiny(*VARIANTS["gqa"], tmp_path, rotated=True, dither=4)
-    cache = CacheConfig(tiny.slots, 2)
-    x = tiny.embeddings(2 * tiny.slots + 5)
-    expected = tiny.reference(cache).feed(x)
-    x = turned(x)
-    decoder = open_decoder(tiny, cache)
-    end = 0
-    for count in (5, 1, 8, *[1] * (len(x) - 14)):
-        end += count
-        assert_close(decoder.feed(x[end - count : end]), expected[end - 1], "decoder_graph")
 
 
 def test_only_steps_of_a_token_are_dithered(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.compare import assert_close
 from tests.export.test_decoder_file import SIGNATURES, load, operators
 from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny
 
-Tiny = Callable[[str], TinyDecoder]
+Tiny = Callable[..., TinyDecoder]
 
 
 def turned(rows: np.ndarray) -> np.ndarray:
@@ -36,8 +36,8 @@ def turned(rows: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def rotated_decoder(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     @cache
-    def exported(name: str) -> TinyDecoder:
-        return export_tiny(*VARIANTS[name], tmp_path_factory.mktemp(name), rotated=True)
+    def exported(name: str, dither: int = 1) -> TinyDecoder:
+        return export_tiny(*VARIANTS[name], tmp_path_factory.mktemp(name), rotated=True, dither=dither)
 
     return exported
 
@@ -57,10 +57,12 @@ def test_rotation_spreads_what_stands_out_and_what_is_alike() -> None:
         assert np.abs(row @ turn).max() < 5 / 24
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_logits_of_streaming_reference(rotated_decoder: Tiny, open_decoder: Callable[..., Decoder], name: str) -> None:
+@pytest.mark.parametrize(("name", "dither"), [*((name, 1) for name in VARIANTS), ("gqa", 4)])
+def test_logits_of_streaming_reference(
+    rotated_decoder: Tiny, open_decoder: Callable[..., Decoder], name: str, dither: int
+) -> None:
     """In chunks and one by one, past the end of the cache; the reference has the weights, and rows, as they were."""
-    tiny = rotated_decoder(name)
+    tiny = rotated_decoder(name, dither)
     cache_config = CacheConfig(tiny.slots, 2)
     x = tiny.embeddings(2 * tiny.slots + 5)
     expected = tiny.reference(cache_config).feed(x)
