@@ -13,7 +13,9 @@ import pytest
 
 from export.export import ExportOptions, export_bundle
 from quantization.__main__ import main
+from quantization.fidelity import row_cosines
 from quantization.locate import step_inputs
+from quantization.passages import picture_cosines
 from quantization.quantize import quantize_graph
 from quantization.recipe import load_recipe
 from quantization.reference import export_command, is_float, is_rotated
@@ -22,6 +24,7 @@ from quantization.surgery import OpenGraph, Runner
 from seed_story.bundle import MANIFEST, Bundle, graph_file
 from seed_story.config import CacheConfig
 from seed_story.files import file_sha256
+from seed_story.image import load_and_preprocess_image
 from seed_story.story import SEEDStory
 from tests.loud import int8_of_min_max, loud_source
 from training.data import read_stories
@@ -127,6 +130,17 @@ def test_a_cost_is_that_of_the_quantizer_alone(
         kl.append((np.exp(p) * (p - q)).sum())
     assert np.mean(kl) > 1e-10
     assert costs[weight] == pytest.approx(np.mean(kl), rel=1e-2 if half else 1e-3)
+
+
+def test_pictures_are_compared_in_the_models_channels(rotated: Path, loud_bundle: Path, held_out: Path) -> None:
+    """Two float bundles see the same, though one of them says it in turned channels."""
+    pictures = [page.picture for page in read_stories(held_out / "test.jsonl")[0].pages]
+    with SEEDStory(loud_bundle, threads=1) as plain, SEEDStory(rotated, threads=1) as turned:
+        for reference, bundle in ((plain, turned), (turned, plain)):
+            (found,) = picture_cosines(reference, [bundle], pictures)
+            assert found["vit"]["least"] > 0.9999 and found["qformer"]["least"] > 0.9999
+        pixels = load_and_preprocess_image(pictures[0], plain.bundle.manifest.story.vision.image_size)
+        assert row_cosines(turned.vision.embeddings(pixels), plain.vision.embeddings(pixels)).max() < 0.9
 
 
 def test_the_other_kind_of_reference_is_refused(
