@@ -15,7 +15,7 @@ import tensorflow as tf
 
 Tensor = Any
 
-CREST = 2.85
+_CREST = 2.85
 """Half a row's range beside its root mean square: in `seed-story-135m`, what qkv and gate_up read has 2.7 to 3.1."""
 _STEPS = 255
 
@@ -31,7 +31,7 @@ def dithered(x: Tensor, weight: Tensor, rows: int) -> Tensor:
     if rows == 1:
         return tf.matmul(x, weight, transpose_b=True)
     (n, inputs), outputs = x.shape, weight.shape[0]
-    shifts = ((np.arange(rows) + 0.5) / rows - 0.5) * (2 * CREST / _STEPS)
+    shifts = ((np.arange(rows) + 0.5) / rows - 0.5) * (2 * _CREST / _STEPS)
     shifted = tf.reshape(x, [n, 1, inputs]) + shifts.astype(np.float32)[:, None]
     product = tf.matmul(tf.reshape(shifted, [n * rows, inputs]), weight, transpose_b=True)
     return tf.reduce_mean(tf.reshape(product, [n, rows, outputs]), axis=1)

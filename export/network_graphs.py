@@ -26,7 +26,7 @@ def write_vit(network: VisionTransformer, folder: Path) -> bytes:
     Args:
         folder: an empty folder for the intermediate SavedModel.
     """
-    return _convert(network, vit_signatures(network.config)[0], folder)
+    return _convert(network, vit_signatures(network.config)[0], folder, {})
 
 
 def write_qformer(network: QFormer, feature_tokens: int, folder: Path, *, rotated: bool = False) -> bytes:
@@ -52,12 +52,9 @@ def _turned(network: QFormer) -> dict[str, Floats]:
     return made
 
 
-def _convert(
-    network: keras.Layer, signature: Signature, folder: Path, changed: Mapping[str, Floats] | None = None
-) -> bytes:
-    """Args: changed: other values for some variables, by their paths."""
+def _convert(network: keras.Layer, signature: Signature, folder: Path, changed: Mapping[str, Floats]) -> bytes:
+    """The network's graph, with other values for some variables, by their paths."""
     (given,), (made,) = signature.inputs, signature.outputs
-    changed = changed or {}
     values = [(variable, changed.get(variable.path, numpy_of(variable))) for variable in network.variables]
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from model.rotation import rotation_matrix
+from model.rotation import turned
 from model.story_model import StoryModel
 from quantization.fidelity import kl_nat, log_softmax, row_cosines
 from quantization.recipe import Recipe
@@ -112,14 +112,13 @@ def parity_pictures(size: int) -> Floats:
 
 def measure_vision(model: StoryModel, vision: Vision, *, rotated: bool = False) -> tuple[float, float]:
     """The least cosines of the ViT's and of the Q-Former's output, which is turned if the decoder is rotated."""
-    cosines, size = [], model.config.llama.hidden_size
-    turn = rotation_matrix(size) if rotated else np.eye(size)
+    cosines = []
     for picture in parity_pictures(model.config.vision.image_size):
         features = ops.convert_to_numpy(model.vision(picture[None]))
-        embeddings = ops.convert_to_numpy(model.qformer(features))
+        embeddings = ops.convert_to_numpy(model.qformer(features))[0]
         cosines.append((
             row_cosines(vision.features(picture[None]), features).min(),
-            row_cosines(vision.embeddings(picture[None]), embeddings[0] @ turn).min(),
+            row_cosines(vision.embeddings(picture[None]), turned(embeddings) if rotated else embeddings).min(),
         ))  # fmt: skip
     vit, qformer = np.min(cosines, axis=0)  # NumPy's minimum keeps a NaN, Python's may lose it
     return float(vit), float(qformer)

@@ -17,7 +17,7 @@ from export.hessians import Make, decoder_hessians, story_rows
 from export.learned_scales import read_scales, rescaled, scales_file
 from export.rotation import rotated_weight
 from model.layers import named_variables, numpy_of
-from model.rotation import rotation_matrix
+from model.rotation import turned
 from model.story_source import StorySource
 from quantization.gptq import Floats, Grid, gptq, grid_of
 from quantization.recipe import Recipe
@@ -91,7 +91,7 @@ def rounded_weights(
     memory = SinkCache(replace(llama, num_layers=1), cache, cache.sink_rows(recipe.cache))
     rows = story_rows(source, StoryTokenizer(source.tokenizer), calibration)
     if recipe.rotated:
-        rows = (np.asarray(row @ rotation_matrix(llama.hidden_size), np.float32) for row in rows)
+        rows = map(turned, rows)
     found = decoder_hessians(skeleton, shapes, exact, llama, memory, size, rows, threads=default_threads(), work=work)
 
     def made(name: str) -> Floats:

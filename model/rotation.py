@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,3 +22,8 @@ def rotation_matrix(size: int) -> Doubles:
     angle = 2 * np.pi * (np.outer(index, index) % size) / size
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size)
     return np.asarray(signs[:, None] * (np.cos(angle) + np.sin(angle)) / np.sqrt(size) * signs)
+
+
+def turned(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Rows `[..., size]` in the turned channels; turned ones, as they were."""
+    return np.asarray(rows @ rotation_matrix(rows.shape[-1]), np.float32)

@@ -8,7 +8,6 @@ same grid for: the largest weight of each group keeps its code.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from quantization.recipe import entry_of
 from seed_story.errors import ConfigError
 
 Floats = npt.NDArray[np.float32]
@@ -124,10 +124,10 @@ def grid_of(entries: Sequence[dict[str, Any]], scope: str) -> Grid | None:
     Raises:
         ConfigError: an entry asks for GPTQ of something else than symmetric rows or blocks.
     """
-    found = [e for e in entries if e["operation"] in ("FULLY_CONNECTED", "*") and re.search(e["regex"], scope)]
-    if not found or found[-1]["algorithm_key"] != GPTQ:
+    entry = entry_of(entries, "FULLY_CONNECTED", scope)
+    if entry is None or entry["algorithm_key"] != GPTQ:
         return None
-    config = found[-1]["op_config"]["weight_tensor_config"]
+    config = entry["op_config"]["weight_tensor_config"]
     granularity, _, block = config["granularity"].partition("_")
     if not config["symmetric"] or granularity not in ("CHANNELWISE", "BLOCKWISE"):
         raise ConfigError(

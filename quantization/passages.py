@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from model.rotation import rotation_matrix
+from model.rotation import turned
 from quantization.fidelity import Divergence, Place, divergence, log_softmax, row_cosines
 from quantization.reference import is_rotated
 from seed_story.contract import QFORMER, VIT
@@ -96,22 +96,21 @@ def picture_cosines(
     """
     size = reference.bundle.manifest.story.vision.image_size
     rows: list[dict[str, list[npt.NDArray[np.float64]]]] = [{VIT: [], QFORMER: []} for _ in bundles]
+    looks = [_embeddings(model) for model in (reference, *bundles)]
     for picture in tqdm(pictures, desc="pictures", unit="picture"):
         pixels = load_and_preprocess_image(picture, size)
         features = reference.vision.features(pixels).copy()
-        embeddings = _unturned(reference, pixels)
-        for found, model in zip(rows, bundles, strict=True):
+        embeddings = looks[0](pixels)
+        for found, model, look in zip(rows, bundles, looks[1:], strict=True):
             found[VIT].append(row_cosines(model.vision.features(pixels), features))
-            found[QFORMER].append(row_cosines(_unturned(model, pixels), embeddings))
+            found[QFORMER].append(row_cosines(look(pixels), embeddings))
     return [{graph: _cosines(values, seed) for graph, values in found.items()} for found in rows]
 
 
-def _unturned(model: SEEDStory, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A picture's embeddings in the model's own channels, `[queries, hidden]`."""
-    embeddings = model.vision.embeddings(pixels)
-    if not is_rotated(model.bundle):
-        return embeddings
-    return np.asarray(embeddings @ rotation_matrix(embeddings.shape[1]), np.float32)
+def _embeddings(model: SEEDStory) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """Gives a picture's embeddings in the model's own channels, `[queries, hidden]`."""
+    look = model.vision.embeddings
+    return (lambda pixels: turned(look(pixels))) if is_rotated(model.bundle) else look
 
 
 def _cosines(values: Sequence[npt.NDArray[np.float64]], seed: int) -> dict[str, Any]:

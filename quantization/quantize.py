@@ -15,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from quantization.recipe import entry_of
 from quantization.sharing import share_vectors
 from seed_story.errors import ExportError
 
@@ -95,7 +96,7 @@ def _widen(ranges: dict[str, Any], coarse: Collection[str]) -> None:
             found["min"], found["max"] = found["min"] * _HEADROOM, found["max"] * _HEADROOM
 
 
-def _coarse(source: Path, entries: Sequence[Mapping[str, Any]]) -> set[str]:
+def _coarse(source: Path, entries: Sequence[dict[str, Any]]) -> set[str]:
     """The tensors that an operator with activations of 8 bits reads or makes: they have no bit to spare."""
     kinds = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     model = schema.ModelT.InitFromPackedBuf(source.read_bytes(), 0)
@@ -106,13 +107,12 @@ def _coarse(source: Path, entries: Sequence[Mapping[str, Any]]) -> set[str]:
         for op in reversed(graph.operators):
             kind, made = kinds[codes[op.opcodeIndex]], [names[i] for i in op.outputs]
             reshaped = kind in ("RESHAPE", "TRANSPOSE") and not found.isdisjoint(made)  # they have one scale
-            if reshaped or _activation_bits(entries, kind, ";".join(made)) == 8:
+            if reshaped or _activation_bits(entry_of(entries, kind, ";".join(made))) == 8:
                 found |= {names[i] for i in op.inputs if i >= 0} | set(made)
     return found
 
 
-def _activation_bits(entries: Sequence[Mapping[str, Any]], operation: str, scope: str) -> int | None:
-    """What the last entry for an operator says; None if its activations aren't quantized."""
-    meant = [e for e in entries if e["operation"] in (operation, "*") and re.search(e["regex"], scope)]
-    config = meant[-1]["op_config"].get("activation_tensor_config") if meant else None
+def _activation_bits(entry: Mapping[str, Any] | None) -> int | None:
+    """What a recipe's entry gives activations; None if it doesn't quantize them."""
+    config = entry and entry["op_config"].get("activation_tensor_config")
     return config["num_bits"] if config else None

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ def load_recipe(name: str | Path) -> Recipe:
         raise ConfigError(f"{path.name} isn't a recipe", got=f"{type(error).__name__}: {error}",
                           expected=f"graphs {', '.join(GRAPHS)} and bounds {', '.join(BOUNDS)}",
                           hint="See quantization/recipes/int8.json.") from error  # fmt: skip
+
+
+def entry_of(entries: Sequence[dict[str, Any]], operation: str, scope: str) -> dict[str, Any] | None:
+    """The entry that counts for an operation: the last whose expression is found in its scope, its outputs' names."""
+    meant = [e for e in entries if e["operation"] in (operation, "*") and re.search(e["regex"], scope)]
+    return meant[-1] if meant else None
 
 
 def _fields(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from export.network_graphs import write_qformer
 from export.rotation import rotated_weight
 from model.qformer import QFormer
-from model.rotation import rotation_matrix
+from model.rotation import rotation_matrix, turned
 from seed_story.backends import open_graph
 from seed_story.config import CacheConfig, QFormerConfig
 from seed_story.contract import PROJECT, qformer_signatures
@@ -26,11 +26,6 @@ from tests.export.test_decoder_file import SIGNATURES, load, operators
 from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny
 
 Tiny = Callable[..., TinyDecoder]
-
-
-def turned(rows: np.ndarray) -> np.ndarray:
-    """As a rotated decoder is given them."""
-    return np.asarray(rows @ rotation_matrix(rows.shape[-1]), np.float32)
 
 
 @pytest.fixture(scope="module")
