@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg.lapack import dtrtri
 
 from quantization.recipe import entry_of
 from seed_story.errors import ConfigError
@@ -109,10 +110,15 @@ def gptq(weights: Floats, hessian: npt.NDArray[Any], grid: Grid) -> Floats:
 
 
 def _inverse_factor(hessian: npt.NDArray[Any]) -> Floats:
-    """The upper Cholesky factor of the damped Hessian's inverse, float32."""
+    """The upper Cholesky factor of the damped Hessian's inverse, float32.
+
+    It is the inverse of the factor in H = U U^T, which is that of H from last to first: a third of the work that
+    inverting H takes.
+    """
     damped = hessian.astype(np.float64)
     damped[np.diag_indices(len(damped))] += _DAMPING * np.mean(np.diag(damped)) + _TINY
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T, np.float32)
+    inverse, _ = dtrtri(np.linalg.cholesky(damped[::-1, ::-1]), lower=1)
+    return np.asarray(inverse[::-1, ::-1], np.float32)
 
 
 def grid_of(entries: Sequence[dict[str, Any]], scope: str) -> Grid | None:
