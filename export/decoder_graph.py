@@ -28,7 +28,6 @@ def write_skeleton(
     rotated: bool = False,
     sink_rows: int | None = None,
     verify: int = 0,
-    dither: int = 1,
 ) -> bytes:
     """Traces all signatures and converts them: a `.tflite` whose weights are still inputs.
 
@@ -38,14 +37,13 @@ def write_skeleton(
         rotated: as in `weight_shapes`.
         sink_rows: float32 rows beside an int8 cache; None for a float32 cache.
         verify: K of the `verify_K` among them, or 0 for none.
-        dither: of the steps; see `DecoderStep`.
     """
     shapes = weight_shapes(config, rotated=rotated)
     functions = {EMBED: _trace_embed(shapes)}
     _, *steps = decoder_signatures(config, slots, prefill_sizes, attention, sink_rows, verify)
     for step in steps:
         kind = DecoderStep if sink_rows is None else Int8Step
-        functions[step.name] = _trace_step(kind(config, slots, step, dither), step, shapes)
+        functions[step.name] = _trace_step(kind(config, slots, step), step, shapes)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))
     return bytes(converter.convert())

@@ -17,8 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.decoder_weights import DOWN_ROTATION, NORM, ROTATED_NORM, head_name, matrix
-from export.dither import dithered
+from export.decoder_weights import BROAD, DOWN_ROTATION, NARROWING, NORM, ROTATED_NORM, head_name, matrix
 from seed_story.config import LlamaConfig, kept_limit
 from seed_story.contract import (
     BLOCK_K,
@@ -53,26 +52,25 @@ def _parted(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
 class DecoderStep:
     """`prefill_N`, `decode` or `verify_K`, by its signature: it also gives the logits of several last tokens.
 
-    Args:
-        dither: rows as which a step of few tokens rounds what the matrices of the residual stream read of a token.
-
     Shapes in comments: n tokens, m columns of their own, v key/value heads, g queries for each, d head_dim.
     """
 
-    def __init__(self, config: LlamaConfig, slots: int, signature: Signature, dither: int = 1) -> None:
+    def __init__(self, config: LlamaConfig, slots: int, signature: Signature) -> None:
         shapes = {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
         self.config, self.slots, self.n = config, slots, shapes["embeddings"][0]
         self.answers = shapes["logits"][0]
         self.block = shapes[PLACE][0] if PLACE in shapes else 0
         self.m = self.block or self.n
         self.few = self.n == 1 or self.block > 0  # sums in the order of single tokens, to come to the same bits
-        self.dither = dither if self.few else 1
         self.columns = shapes["mask"][1] - self.m
         self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The signature's outputs, of its inputs and the weights by name."""
         x = inputs["embeddings"]
+        if BROAD in inputs:
+            broad = _matmul(x, inputs[BROAD])
+            x = tf.pad(x, [[0, 0], [0, broad.shape[1]]]) + _matmul(broad, inputs[NARROWING])
         shared = {
             "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
             "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),
@@ -88,7 +86,7 @@ class DecoderStep:
             keys.append(key)
             values.append(value)
             weights.append(weight)
-        last = self._norm(tf.slice(x, [self.n - self.answers, 0], [self.answers, self.config.hidden_size]))
+        last = self._norm(tf.slice(x, [self.n - self.answers, 0], [self.answers, x.shape[1]]))
         last = _matmul(last, inputs[ROTATED_NORM]) if ROTATED_NORM in inputs else last * inputs[NORM]
         made = {"logits": _matmul(last, inputs[head_name(self.config)]), "k": tf.stack(keys), "v": tf.stack(values)}
         return {**made, "attention": self._mean_attention(weights)} if self.n == 1 else made
@@ -99,11 +97,17 @@ class DecoderStep:
         return tf.reduce_mean(heads, 0, keepdims=True) * (1 / self.config.num_layers)
 
     def _norm(self, x: Tensor) -> Tensor:
-        """RMSNorm without its gain."""
-        return x * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + self.config.rms_norm_eps)
+        """RMSNorm without its gain, of `[n, hidden]`, or of the first channels of a wider stream, by all of them.
+
+        Of a wider stream the mean is smaller, which is made up for in what reads it (`export/rotation.py`).
+        """
+        n, width = x.shape
+        size = self.config.hidden_size
+        scale = tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) + self.config.rms_norm_eps * size / width)
+        return (x if width == size else tf.slice(x, [0, 0], [n, size])) * scale
 
     def _mlp(self, layer: int, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        gate, up = tf.split(dithered(x, inputs[matrix(layer, "gate_up")], self.dither), 2, axis=-1)
+        gate, up = tf.split(_matmul(x, inputs[matrix(layer, "gate_up")]), 2, axis=-1)
         hidden = gate * tf.sigmoid(gate) * up
         if DOWN_ROTATION in inputs:
             blocks = tf.reshape(hidden, [-1, inputs[DOWN_ROTATION].shape[0]])
@@ -114,7 +118,7 @@ class DecoderStep:
         self, layer: int, x: Tensor, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, v, g, d = self.n, self.v, self.g, self.d
-        queries, key, value = self._project(dithered(x, inputs[matrix(layer, "qkv")], self.dither), shared)
+        queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
         keys, values = (self._in_block(*one, layer, inputs) for one in ((key, BLOCK_K), (value, BLOCK_V)))
         scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))

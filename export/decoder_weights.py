@@ -14,8 +14,11 @@ from seed_story.config import LlamaConfig
 Weights = Mapping[str, Any]  # name to variable or array, in the names of LlamaForCausalLM
 
 TABLE, NORM, HEAD = "embed_tokens", "norm", "lm_head"
-ROTATED_NORM, DOWN_ROTATION = "rotated_norm", "down_rotation"
-"""Only of a rotated decoder: the last gain between two turns, and what turns the input of `down`, block by block."""
+BROAD, NARROWING, ROTATED_NORM, DOWN_ROTATION = "broad", "narrowing", "rotated_norm", "down_rotation"
+"""Only of a rotated decoder: the broad directions of its stream and what narrows them, the last gain between two turns,
+and what turns the input of `down`, block by block."""
+_BROAD = 16
+"""Directions: one has half of what sixteen give, and sixty-four a tenth more (docs/decisions/0012-balanced.md)."""
 _DOWN_BLOCK = 128
 """Channels of a block, or the largest power of two below that divides the width: more spread better and cost more."""
 
@@ -32,17 +35,30 @@ def weight_shapes(config: LlamaConfig, *, rotated: bool = False) -> dict[str, tu
         rotated: whether the residual stream is turned; see `export/rotation.py`.
     """
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
-    block = math.gcd(f, _DOWN_BLOCK)
+    block, broad = down_block(config), broad_directions(config)
+    stream = d + broad if rotated else d
     shapes: dict[str, tuple[int, ...]] = (
-        {ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)} if rotated else {NORM: (d,)}
+        {BROAD: (broad, d), NARROWING: (stream, broad), ROTATED_NORM: (d, d), DOWN_ROTATION: (block, block)}
+        if rotated
+        else {NORM: (d,)}
     )
     for i in range(config.num_layers):
         shapes[matrix(i, "qkv")] = (heads * config.head_dim, d)
-        shapes[matrix(i, "o")] = (d, config.num_heads * config.head_dim)
+        shapes[matrix(i, "o")] = (stream, config.num_heads * config.head_dim)
         shapes[matrix(i, "gate_up")] = (2 * f, d)
-        shapes[matrix(i, "down")] = (d, f)
+        shapes[matrix(i, "down")] = (stream, f)
     shapes |= dict.fromkeys((TABLE, head_name(config)), (config.vocab_size, d))
     return shapes
+
+
+def broad_directions(config: LlamaConfig) -> int:
+    """How many directions of a rotated decoder's stream are narrowed."""
+    return min(_BROAD, config.hidden_size)
+
+
+def down_block(config: LlamaConfig) -> int:
+    """Channels that are turned with each other before a rotated decoder's `down`."""
+    return math.gcd(config.intermediate_size, _DOWN_BLOCK)
 
 
 def head_name(config: LlamaConfig) -> str:

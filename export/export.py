@@ -22,7 +22,7 @@ from export.integer_ops import with_integer_ops
 from export.learned_scales import lacks_scales
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
-from export.rounding import exact_weights, gptq_grids, rounded_weights
+from export.rounding import Reading, exact_weights, gptq_grids, rounded_weights
 from model.story_model import StoryModel
 from model.story_source import StorySource
 from model.weights import fingerprint
@@ -158,16 +158,16 @@ def _write_decoder(
     llama, entries, rotated = source.model.config.llama, recipe.graphs[DECODER], recipe.rotated
     cache, sizes = options.cache, options.prefill_sizes
     skeleton = write_skeleton(llama, cache.slots, sizes, work / DECODER, attention=options.attention, rotated=rotated,
-                              sink_rows=cache.sink_rows(recipe.cache), verify=options.verify,
-                              dither=recipe.dither)  # fmt: skip
+                              sink_rows=cache.sink_rows(recipe.cache), verify=options.verify)  # fmt: skip
     bar.update(2)
     raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
-    make = exact_weights(source, recipe)
+    reading = Reading(source, recipe, skeleton, cache, max(sizes, default=1), options.calibration, work)
+    bar.set_postfix_str("decoder: balancing")
+    make = exact_weights(reading)
     if grids := gptq_grids(llama, recipe):
         bar.total += len(grids)
         bar.set_postfix_str("decoder: rounding")
-        make = rounded_weights(source, recipe, skeleton, cache, max(sizes, default=1), options.calibration,
-                               tick=bar.update, work=work)  # fmt: skip
+        make = rounded_weights(reading, make, bar.update)
     fill_skeleton(skeleton, shapes, make, raw)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))

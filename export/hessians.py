@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,15 @@ from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
 
 Make = Callable[[str], Floats]
+Products = Callable[[str, Floats], npt.NDArray[Any]]
 
 TOKENS = 4096
 """That the Hessians are summed over, pictures' embeddings included."""
+
+
+def all_products(name: str, x: Floats) -> npt.NDArray[Any]:
+    """Of all channels with all: `x^T x`."""
+    return x.T @ x
 
 
 def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> Iterator[Floats]:
@@ -54,6 +60,7 @@ def decoder_hessians(
     *,
     threads: int,
     work: Path,
+    products: Products = all_products,
 ) -> Iterator[tuple[str, Floats, npt.NDArray[Any]]]:
     """The layers' matrices in order, then the head, each with the sum of `x^T x` over all its inputs x.
 
@@ -65,9 +72,10 @@ def decoder_hessians(
         size: N of the prefill that reads them, or 1.
         stories: of `story_rows`.
         work: a folder for a layer's graph.
+        products: of a matrix's inputs `[t, inputs]`, by its name, if not all are wanted.
 
     Yields:
-        A name, its weights `[outputs, inputs]`, and the sum, float32 `[inputs, inputs]`.
+        A name, its weights `[outputs, inputs]`, and the sum, float32 `[inputs, inputs]` or as `products` gives it.
     """
     streams, file = list(stories), work / "layer.tflite"
     model, buffers = with_constants(skeleton, shapes)
@@ -76,16 +84,17 @@ def decoder_hessians(
         write_layer(model, buffers, shapes, lambda name: weights[name] if name in weights else make(name),  # noqa: B023
                     prefill_name(size), layer, file)  # fmt: skip
         run = Runner(file, threads)
-        sums = {name: np.zeros((weight.shape[1],) * 2, np.float32) for name, weight in weights.items()}
-        streams = [_through(run, rows, llama, cache, size, sums) for rows in streams]
+        sums: dict[str, npt.NDArray[Any]] = {}
+        streams = [_through(run, rows, llama, cache, size, sums, list(weights), products) for rows in streams]
         del run
-        for name in list(sums):
+        for name in weights:
             yield name, weights[name], sums.pop(name)
     file.unlink()
-    read = np.concatenate(streams)
-    read /= np.sqrt(np.mean(np.square(read), axis=1, keepdims=True) + llama.rms_norm_eps)
+    read, width = np.concatenate(streams), llama.hidden_size
+    read /= np.sqrt(np.mean(np.square(read), axis=1, keepdims=True) + llama.rms_norm_eps * width / read.shape[1])
+    read = read[:, :width]
     read = read @ make(ROTATED_NORM).T if ROTATED_NORM in shapes else read * make(NORM)
-    yield head_name(llama), make(head_name(llama)), read.T @ read
+    yield head_name(llama), make(head_name(llama)), products(head_name(llama), read)
 
 
 def _through(
@@ -94,7 +103,9 @@ def _through(
     llama: LlamaConfig,
     cache: SinkCache,
     size: int,
-    sums: Mapping[str, npt.NDArray[Any]],
+    sums: dict[str, npt.NDArray[Any]],
+    matrices: Sequence[str],
+    products: Products,
 ) -> Floats:
     """One story's residual stream `[t, hidden]` through a layer; adds to `sums` what its matrices are given."""
     cache.reset()
@@ -103,8 +114,8 @@ def _through(
         chunk, rows = np.split(rows, [min(size, cache.max_chunk)])
         found = run(chunk_inputs(cache, llama, chunk, size))
         cache.store(found[KEYS][None], found[VALUES][None], len(chunk))
-        for name, total in sums.items():
-            x = found[name].reshape(-1, len(total))[-len(chunk) :]
-            total += x.T @ x
+        for name in matrices:
+            more = products(name, found[name].reshape(-1, found[name].shape[-1])[-len(chunk) :])
+            sums[name] = np.add(sums[name], more, out=sums[name]) if name in sums else more
         made.append(found[EMBEDDINGS][-len(chunk) :])
     return np.concatenate(made)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from export.balance import Balance, Moment, balance_of, own_products
 from export.decoder_weights import TABLE, head_name, skeleton_weight, weight_shapes
-from export.hessians import Make, decoder_hessians, story_rows
+from export.hessians import Make, Products, all_products, decoder_hessians, story_rows
 from export.learned_scales import read_scales, rescaled, scales_file
 from export.rotation import rotated_weight
 from model.layers import named_variables, numpy_of
@@ -38,10 +40,64 @@ class _Values(dict[str, Any]):
         return np.asarray(numpy_of(super().__getitem__(name)), np.float32)
 
 
-def exact_weights(source: StorySource, recipe: Recipe) -> Make:
-    """The float weights, turned if the recipe says so, in the names of `weight_shapes`."""
-    make = rotated_weight if recipe.rotated else skeleton_weight
-    return functools.partial(make, source.model.config.llama, _Values(named_variables(source.model.llama)))
+@dataclass(frozen=True)
+class Reading:
+    """How a decoder reads the calibration stories.
+
+    Args:
+        skeleton: of the recipe's graphs.
+        cache: that the stories are read with.
+        size: N of the prefill that reads them, or 1.
+        calibration: the folder of these stories.
+        work: a folder for a layer's graph.
+    """
+
+    source: StorySource
+    recipe: Recipe
+    skeleton: bytes
+    cache: CacheConfig
+    size: int
+    calibration: Path
+    work: Path
+
+    @property
+    def llama(self) -> LlamaConfig:
+        """The decoder's sizes."""
+        return self.source.model.config.llama
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the skeleton's weights."""
+        return weight_shapes(self.llama, rotated=self.recipe.rotated)
+
+    @functools.cached_property
+    def _rows(self) -> list[Floats]:
+        rows = story_rows(self.source, StoryTokenizer(self.source.tokenizer), self.calibration)
+        return [turned(row) if self.recipe.rotated else row for row in rows]
+
+    def moments(self, make: Make, products: Products = all_products) -> Iterator[Moment]:
+        """What the decoder's matrices, made by `make`, are given; see `decoder_hessians`.
+
+        Raises:
+            UsageError, PictureError: the calibration folder or a picture can't be read.
+        """
+        memory = SinkCache(replace(self.llama, num_layers=1), self.cache, self.cache.sink_rows(self.recipe.cache))
+        return decoder_hessians(self.skeleton, self.shapes, make, self.llama, memory, self.size, self._rows,
+                                threads=default_threads(), work=self.work, products=products)  # fmt: skip
+
+
+def exact_weights(reading: Reading) -> Make:
+    """The float weights in the names of `weight_shapes`, turned and balanced if the recipe says so.
+
+    Raises:
+        UsageError, PictureError: see `Reading.moments`.
+    """
+    llama, values = reading.llama, _Values(named_variables(reading.source.model.llama))
+    if not reading.recipe.rotated:
+        return functools.partial(skeleton_weight, llama, values)
+    unbalanced = functools.partial(rotated_weight, llama, values, Balance.none(llama))
+    layers = itertools.islice(reading.moments(unbalanced, functools.partial(own_products, llama)), 4 * llama.num_layers)
+    return functools.partial(rotated_weight, llama, values, balance_of(llama, layers))
 
 
 def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
@@ -59,40 +115,22 @@ def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
     return grids
 
 
-def rounded_weights(
-    source: StorySource,
-    recipe: Recipe,
-    skeleton: bytes,
-    cache: CacheConfig,
-    size: int,
-    calibration: Path,
-    *,
-    tick: Callable[[int], object],
-    work: Path,
-) -> Make:
+def rounded_weights(reading: Reading, exact: Make, tick: Callable[[int], object]) -> Make:
     """The weights, those of `gptq_grids` rounded; they must be asked for in the order of `weight_shapes`, once each.
 
     Args:
-        skeleton: of this recipe's graphs.
-        cache: that the calibration stories are read with.
-        size: N of the prefill that reads them, or 1.
-        calibration: the folder of these stories.
+        exact: of `exact_weights`.
         tick: told 1 for each matrix that was rounded.
-        work: a folder for a layer's graph.
 
     Raises:
         WeightsError: the checkpoint's learned scales aren't this recipe's.
-        UsageError, PictureError: the calibration folder or a picture can't be read.
+        UsageError, PictureError: see `Reading.moments`.
     """
-    llama, exact = source.model.config.llama, exact_weights(source, recipe)
-    grids, shapes = gptq_grids(llama, recipe), weight_shapes(llama, rotated=recipe.rotated)
-    file = scales_file(recipe, source.checkpoint)
-    changes: Mapping[str, Floats] = read_scales(file, grids, shapes) if file else {}
-    memory = SinkCache(replace(llama, num_layers=1), cache, cache.sink_rows(recipe.cache))
-    rows = story_rows(source, StoryTokenizer(source.tokenizer), calibration)
-    if recipe.rotated:
-        rows = map(turned, rows)
-    found = decoder_hessians(skeleton, shapes, exact, llama, memory, size, rows, threads=default_threads(), work=work)
+    llama, recipe = reading.llama, reading.recipe
+    grids = gptq_grids(llama, recipe)
+    file = scales_file(recipe, reading.source.checkpoint)
+    changes: Mapping[str, Floats] = read_scales(file, grids, reading.shapes) if file else {}
+    found = reading.moments(exact)
 
     def made(name: str) -> Floats:
         if not _is_calibrated(llama, name):

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from export.decoder_graph import write_skeleton
 from export.decoder_step import DecoderStep
-from export.decoder_weights import ROTATED_NORM, TABLE, head_name, weight_shapes
+from export.decoder_weights import ROTATED_NORM, TABLE, head_name
 from export.learned_scales import file_name, write_scales
 from export.lesson import Lesson
-from export.rounding import exact_weights, gptq_grids, rounded_weights
+from export.rounding import Reading, exact_weights, gptq_grids, rounded_weights
 from model.layers import Module, Tensor, numpy_of
 from model.llama import rope_tables
 from model.qformer import QFormer
@@ -211,15 +211,14 @@ def _task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
 def _both(source: StorySource, recipe: Recipe, lesson: Lesson) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """The decoder's weights, exact and rounded, as an export of the usual sizes has them."""
     llama, cache, size = source.model.config.llama, CacheConfig(), max(PREFILL_SIZES)
-    shapes, exact = weight_shapes(llama, rotated=recipe.rotated), exact_weights(source, recipe)
     untaught = replace(recipe, scales=None)  # without those that were learned before
     with tempfile.TemporaryDirectory(dir=lesson.out, prefix="work.") as folder:
         work = Path(folder)
         skeleton = write_skeleton(llama, cache.slots, [size], work / "skeleton", rotated=recipe.rotated,
                                   sink_rows=cache.sink_rows(recipe.cache))  # fmt: skip
+        reading = Reading(source, untaught, skeleton, cache, size, lesson.calibration, work)
+        exact = exact_weights(reading)
         with tqdm(total=len(gptq_grids(llama, recipe)), desc="rounding", unit="matrix") as bar:
-            make = rounded_weights(
-                source, untaught, skeleton, cache, size, lesson.calibration, tick=bar.update, work=work
-            )
-            rounded = {name: make(name) for name in shapes}
-    return {name: exact(name) for name in shapes}, rounded
+            make = rounded_weights(reading, exact, bar.update)
+            rounded = {name: make(name) for name in reading.shapes}
+    return {name: exact(name) for name in reading.shapes}, rounded

@@ -107,9 +107,12 @@ def step_inputs(model: SEEDStory, ids: Sequence[int], size: int) -> Inputs:
 
 
 def chunk_inputs(cache: SinkCache, llama: LlamaConfig, rows: npt.NDArray[np.float32], size: int) -> Inputs:
-    """What `prefill_N` is given for the next embeddings `[n, hidden]`, n at most N, after what the cache holds."""
+    """What `prefill_N` is given for the next embeddings `[n, hidden]`, n at most N, after what the cache holds.
+
+    A layer's graph (`export/layer_graph.py`) is given its residual stream instead, which may have more channels.
+    """
     inputs: Inputs = {name: values.copy() for name, values in cache.memory().items()}
-    inputs["embeddings"] = np.zeros((size, llama.hidden_size), np.float32)
+    inputs["embeddings"] = np.zeros((size, rows.shape[1]), np.float32)
     inputs["embeddings"][-len(rows) :] = rows
     inputs["cos"], inputs["sin"] = np.zeros((2, size, 2, llama.head_dim), np.float32)
     inputs["mask"] = np.zeros((size, cache.columns + size), np.float32)

@@ -4,9 +4,8 @@ A recipe is a JSON file: `graphs` maps each graph to a list of `litert-quantizer
 layers, operation, algorithm, number formats; the last match counts, an empty list leaves the graph in float32), and
 `bounds` maps a figure of the parity gate to its limit and the reason for it. `rotated`, if it is there and true, has
 the decoder's residual stream turned before it is quantized (`export/rotation.py`). `cache` is what the cache's keys and
-values are, `float32` (where nothing is said) or `int8`. `dither` is as how many rows a decode step rounds what the
-matrices of the turned stream read (`export/dither.py`), 1 where nothing is said. `extends` names a recipe of the
-project, whose fields count where the file has none.
+values are, `float32` (where nothing is said) or `int8`. `extends` names a recipe of the project, whose fields count
+where the file has none.
 
 A decoder's operators are named `decode/layers_11_down/product`, by signature and weight (`export/decoder_weights.py`).
 """
@@ -45,7 +44,6 @@ class Recipe:
         cache: what the cache's keys and values are, one of `seed_story.config.CACHE_DTYPES`.
         scales: which of a checkpoint's learned scales the rounded matrices get (`export/learned_scales.py`); None for
             those that rounding chose.
-        dither: rows as which a decode step rounds a token's activations; 1 for rounding them once.
     """
 
     name: str
@@ -55,7 +53,6 @@ class Recipe:
     rotated: bool = False
     cache: str = FLOAT32
     scales: str | None = None
-    dither: int = 1
 
 
 def recipe_names() -> list[str]:
@@ -90,10 +87,7 @@ def load_recipe(name: str | Path) -> Recipe:
         scales = values.get("scales")
         if not (scales is None or (isinstance(scales, str) and scales.isidentifier())):
             raise ValueError(f"scales is no plain name: {scales!r}")
-        dither = values.get("dither", 1)
-        if type(dither) is not int or dither < 1 or (dither > 1 and not rotated):
-            raise ValueError(f"dither is no number of rows of a rotated decoder: {dither!r}")
-        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds, rotated, cache, scales, dither)
+        return Recipe(str(values["name"]), str(values["summary"]), graphs, bounds, rotated, cache, scales)
     except OSError as error:
         raise UsageError("the recipe can't be read", got=error, expected="a JSON file") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -10,16 +10,15 @@ import numpy.typing as npt
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from export.decoder_weights import skeleton_weight, weight_shapes
+from export.decoder_weights import weight_shapes
 from export.flatbuffer import with_constants
 from export.hessians import decoder_hessians
 from export.layer_graph import write_layer
-from export.rotation import rotated_weight
 from quantization.locate import chunk_inputs
 from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig, LlamaConfig
-from tests.export.tiny_decoders import TinyDecoder, export_tiny
+from tests.export.tiny_decoders import TinyDecoder, export_tiny, random_balance
 
 CONFIG = LlamaConfig.tiny()
 CACHE = CacheConfig(slots=12, sinks=2)
@@ -29,19 +28,16 @@ LENGTHS = (13, 21)
 
 
 @pytest.fixture(scope="module", params=[(False, None), (True, None), (True, 2)], ids=["plain", "rotated", "int8 cache"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyDecoder, bool]:
+def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyDecoder:
     rotated, sink_rows = request.param
-    made = export_tiny(CONFIG, CACHE.slots, tmp_path_factory.mktemp("h"), rotated=rotated, sink_rows=sink_rows)
-    return made, rotated
+    return export_tiny(CONFIG, CACHE.slots, tmp_path_factory.mktemp("h"), rotated=rotated, sink_rows=sink_rows)
 
 
-def hessians(tiny: tuple[TinyDecoder, bool], size: int, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
-    decoder, rotated = tiny
-    make = rotated_weight if rotated else skeleton_weight
+def hessians(decoder: TinyDecoder, size: int, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
     found = decoder_hessians(
         decoder.skeleton,
-        weight_shapes(CONFIG, rotated=rotated),
-        lambda name: make(CONFIG, decoder.weights, name),
+        weight_shapes(CONFIG, rotated=decoder.rotated),
+        decoder.make,
         CONFIG,
         SinkCache(replace(CONFIG, num_layers=1), CACHE, decoder.sink_rows),
         size,
@@ -51,24 +47,27 @@ def hessians(tiny: tuple[TinyDecoder, bool], size: int, folder: Path) -> dict[st
     )
     made = {}
     for name, weights, hessian in found:
-        np.testing.assert_array_equal(weights, make(CONFIG, decoder.weights, name))
+        np.testing.assert_array_equal(weights, decoder.make(name))
         made[name] = hessian
     assert list(folder.iterdir()) == []
     return made
 
 
-def test_the_first_matrix_is_given_the_normed_rows(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
-    decoder, _ = tiny
+def test_the_first_matrix_is_given_the_normed_rows(decoder: TinyDecoder, tmp_path: Path) -> None:
     rows = np.concatenate([decoder.embeddings(count, seed) for seed, count in enumerate(LENGTHS)]).astype(np.float64)
     rows /= np.sqrt((rows**2).mean(1, keepdims=True) + CONFIG.rms_norm_eps)
+    if decoder.rotated:
+        balance, size = random_balance(CONFIG), CONFIG.hidden_size
+        for direction, share in zip(balance.directions.T, balance.shares, strict=True):
+            rows -= np.outer(rows @ direction, direction) * (1 - share)
+        rows *= np.sqrt((size + len(balance.shares)) / size)
     expected = rows.T @ rows
-    found = hessians(tiny, 8, tmp_path)["layers_0_qkv"]
+    found = hessians(decoder, 8, tmp_path)["layers_0_qkv"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_layer_by_layer_is_the_same_as_all_at_once(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
+def test_layer_by_layer_is_the_same_as_all_at_once(decoder: TinyDecoder, tmp_path: Path) -> None:
     """The whole decoder, opened up: bit for bit, since the same kernels read the same numbers."""
-    decoder, _ = tiny
     opened = OpenGraph(decoder.path, "prefill_8")
     outputs = {one.name: opened.add_output(one.x) for one in opened.matrices() if one.name.startswith("layers_")}
     opened.write(tmp_path / "all.tflite")
@@ -83,15 +82,14 @@ def test_layer_by_layer_is_the_same_as_all_at_once(tiny: tuple[TinyDecoder, bool
                 x = told[output][-len(chunk) :]
                 expected[name] = expected[name] + x.T @ x
     (tmp_path / "work").mkdir()
-    found = hessians(tiny, 8, tmp_path / "work")
+    found = hessians(decoder, 8, tmp_path / "work")
     assert list(found) == [*outputs, "embed_tokens"]
     for name, total in expected.items():
         np.testing.assert_array_equal(found[name], total, name)
 
 
-def test_the_head_is_given_what_comes_of_all_layers(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
+def test_the_head_is_given_what_comes_of_all_layers(decoder: TinyDecoder, tmp_path: Path) -> None:
     """Of every token, where a prefill has logits of its last one only: so the single step says what to expect."""
-    decoder, _ = tiny
     opened = OpenGraph(decoder.path, "decode")
     output = opened.add_output(next(one.x for one in opened.matrices() if one.name == "embed_tokens"))
     opened.write(tmp_path / "all.tflite")
@@ -104,28 +102,26 @@ def test_the_head_is_given_what_comes_of_all_layers(tiny: tuple[TinyDecoder, boo
             rows.append(told[output].reshape(-1))
     (tmp_path / "work").mkdir()
     expected = np.stack(rows).T @ np.stack(rows)
-    found = hessians(tiny, 1, tmp_path / "work")["embed_tokens"]
+    found = hessians(decoder, 1, tmp_path / "work")["embed_tokens"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_chunks_make_no_difference(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
+def test_chunks_make_no_difference(decoder: TinyDecoder, tmp_path: Path) -> None:
     """So what is read before is in the cache: the last matrices depend on all of it."""
-    decoder, _ = tiny
-    by_eight, by_one = (hessians(tiny, size, tmp_path) for size in (8, 1))
+    by_eight, by_one = (hessians(decoder, size, tmp_path) for size in (8, 1))
     for name, expected in by_one.items():
         limit = 2e-2 if decoder.sink_rows else 1e-4  # an int8 cache reads a chunk's own tokens unrounded
         assert np.abs(by_eight[name] - expected).max() < limit * np.abs(expected).max(), name
 
 
-def test_a_layers_graph_has_nothing_of_other_layers(tiny: tuple[TinyDecoder, bool], tmp_path: Path) -> None:
-    decoder, rotated = tiny
+def test_a_layers_graph_has_nothing_of_other_layers(decoder: TinyDecoder, tmp_path: Path) -> None:
     made = []
 
     def make(name: str) -> npt.NDArray[np.float32]:
         made.append(name)
         return np.zeros(shapes[name], np.float32)
 
-    shapes = weight_shapes(CONFIG, rotated=rotated)
+    shapes = weight_shapes(CONFIG, rotated=decoder.rotated)
     write_layer(*with_constants(decoder.skeleton, shapes), shapes, make, "decode", 1, tmp_path / "layer.tflite")
     assert [name for name in made if name.startswith("layers_")] == [f"layers_1_{k}" for k in KINDS]
     assert not {"embed_tokens", "norm", "rotated_norm"} & set(made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.rounding import gptq_grids, rounded_weights
+from export.rounding import Reading, gptq_grids
 from model.rotation import rotation_matrix
 from model.story_source import load_source
 from quantization.recipe import CALIBRATION, load_recipe
+from quantization.surgery import OpenGraph
 from seed_story.config import CacheConfig, LlamaConfig
+from seed_story.contract import DECODE
 
 
 @pytest.mark.parametrize(("tied", "head"), [(True, "embed_tokens"), (False, "lm_head")])
@@ -29,14 +33,27 @@ def test_a_rotated_decoder_is_calibrated_with_turned_rows(tmp_path: Path, monkey
     given: list[list[np.ndarray]] = []
 
     def watched(*args: Any, **_: Any) -> Any:
-        given.append([np.array(row) for row in args[6]])
+        given.append(args[6])
         return iter(())
 
     monkeypatch.setattr("export.rounding.decoder_hessians", watched)
     source, int8 = load_source("tiny"), load_recipe("int8")
     for rotated in (False, True):
         recipe = replace(int8, rotated=rotated)
-        rounded_weights(source, recipe, b"", CacheConfig(), 16, CALIBRATION, tick=lambda _: None, work=tmp_path)
+        Reading(source, recipe, b"", CacheConfig(), 16, CALIBRATION, tmp_path).moments(np.zeros)
     plain, turned = (np.concatenate(rows) for rows in given)
     np.testing.assert_allclose(turned, plain @ rotation_matrix(plain.shape[1]), atol=1e-5)
     assert np.abs(turned - plain).max() > 0.1 * np.abs(plain).max()
+
+
+def test_a_rotated_decoder_is_balanced_by_what_it_reads(export_tiny: Callable[[str], Path]) -> None:
+    """Its own stories', not the neutral one that it is read with first; and the float function stays the same."""
+    bundle = export_tiny("float32-rotated")
+    graph = OpenGraph(bundle / "decoder.tflite", DECODE)
+    narrowing = next(graph.constant(one.w) for one in graph.matrices() if one.name == "narrowing")
+    assert narrowing is not None
+    size = LlamaConfig.tiny().hidden_size
+    assert np.linalg.norm(narrowing[:size], axis=0).max() > 0.2
+    np.testing.assert_allclose((1 - np.linalg.norm(narrowing[:size], axis=0)) ** 2
+                               + np.square(np.diag(narrowing[size:])), 1, atol=1e-5)  # fmt: skip
+    assert json.loads((bundle / "manifest.json").read_text())["parity"]["decoder_mean_kl_nat"] < 1e-6

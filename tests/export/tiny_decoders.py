@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from export.balance import Balance
 from export.decoder_graph import write_skeleton
-from export.decoder_weights import skeleton_weight, weight_shapes
+from export.decoder_weights import broad_directions, skeleton_weight, weight_shapes
 from export.flatbuffer import fill_skeleton
 from export.rotation import rotated_weight
 from model.sources.random import random_llama
@@ -81,6 +82,17 @@ def gallery_of(cache: CacheConfig) -> Gallery:
     return Gallery(cache.pictures, cache.picture_begin, cache.picture_end, eviction == "first-and-last", decay)
 
 
+def random_balance(config: LlamaConfig) -> Balance:
+    """Of no use, and far from one that changes nothing."""
+    random = np.random.default_rng(5)
+    broad = broad_directions(config)
+    directions, _ = np.linalg.qr(random.normal(size=(config.hidden_size, broad)))
+    scales = random.uniform(0.3, 3, (config.num_layers, config.intermediate_size))
+    values, _ = np.linalg.qr(random.normal(size=(config.num_layers, config.num_kv_heads, *[config.head_dim] * 2)))
+    values *= random.uniform(0.5, 2, values.shape[:-1])[..., None]
+    return Balance(directions, random.uniform(0.2, 1, broad), scales, values)
+
+
 @dataclass(frozen=True)
 class TinyDecoder:
     """A decoder on disk and all that went into it."""
@@ -92,6 +104,13 @@ class TinyDecoder:
     path: Path
     sink_rows: int | None = None
     verify: int = 0
+    rotated: bool = False
+
+    def make(self, name: str) -> npt.NDArray[np.float32]:
+        """One of the skeleton's weights."""
+        if self.rotated:
+            return rotated_weight(self.config, self.weights, random_balance(self.config), name)
+        return skeleton_weight(self.config, self.weights, name)
 
     def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES, attention: bool = True) -> Decoder:
         """On the device's engine; close it."""
@@ -116,7 +135,6 @@ def export_tiny(
     rotated: bool = False,
     sink_rows: int | None = None,
     verify: int = 0,
-    dither: int = 1,
 ) -> TinyDecoder:
     """Exports to `folder`, which is empty."""
     weights = loud_llama(config)
@@ -129,9 +147,7 @@ def export_tiny(
         rotated=rotated,
         sink_rows=sink_rows,
         verify=verify,
-        dither=dither,
     )
-    path, make = folder / "decoder.tflite", rotated_weight if rotated else skeleton_weight
-    shapes = weight_shapes(config, rotated=rotated)
-    fill_skeleton(skeleton, shapes, lambda name: make(config, weights, name), path)
-    return TinyDecoder(config, slots, weights, skeleton, path, sink_rows, verify)
+    made = TinyDecoder(config, slots, weights, skeleton, folder / "decoder.tflite", sink_rows, verify, rotated)
+    fill_skeleton(skeleton, weight_shapes(config, rotated=rotated), made.make, made.path)
+    return made

@@ -85,12 +85,6 @@ def test_an_int8_cache_is_asked_for() -> None:
     assert (coded.graphs, coded.rotated) == (plain.graphs, plain.rotated)
 
 
-def test_dither_is_asked_for() -> None:
-    plain, dithered = load_recipe("int8"), load_recipe("int8-dithered")
-    assert (plain.dither, dithered.dither) == (1, 4)
-    assert (dithered.graphs, dithered.cache) == (plain.graphs, plain.cache)
-
-
 def test_own_file_that_extends(tmp_path: Path) -> None:
     """What it says counts, and what it doesn't say is the other's."""
     path, int8 = tmp_path / "mine.json", load_recipe("int8")
@@ -113,9 +107,6 @@ def test_own_file_that_extends(tmp_path: Path) -> None:
         lambda values: values.update(rotated="yes"),
         lambda values: values.update(cache="int4"),
         lambda values: values.update(cache=None),
-        lambda values: values.update(dither=0),
-        lambda values: values.update(dither=True),
-        lambda values: values.update(dither=4, rotated=False),
         lambda values: values.update(extends="int5"),
         lambda values: values.update(extends="int8-cache8"),
         lambda values: values.update(extends="../recipes/int8"),

@@ -98,8 +98,8 @@ def test_a_good_one_has_no_bad_matrix(
     found = report(capsys, int8, rotated, held_out, "--locate")
     assert found["first_bad"] is None
     own = {one["matrix"]: one["own"] for one in found["matrices"] if one["graph"] == "decoder"}
-    assert {"down_rotation", "down_rotation_1", "rotated_norm", "layers_1_down"} <= set(own)
-    assert len(own) == len([one for one in found["matrices"] if one["graph"] == "decoder"]) == 12
+    assert {"broad", "narrowing", "down_rotation", "down_rotation_1", "rotated_norm", "layers_1_down"} <= set(own)
+    assert len(own) == len([one for one in found["matrices"] if one["graph"] == "decoder"]) == 14
     assert all(1e-6 < own[name] < 1e-3 for name in own if "rotat" in name), "float16"
     costs = report(capsys, int8, rotated, held_out, "--sensitivity")["sensitivity"]
     names = [one["matrix"] for one in costs if one["graph"] == "decoder"]

@@ -1,0 +1,114 @@
+"""By how much a rotated decoder's activations are balanced: found by reading stories.
+
+The engine rounds each row that a matrix of integers reads to 255 steps of the row's range, whatever the channels mean.
+What the rounding costs is then the range of the rows times the size of the matrix, so any change of coordinates pays
+that makes the rows narrower by more than it makes the matrix larger. Three cost no time (`export/rotation.py` puts them
+into the weights):
+
+- The residual stream is broad in a few directions, the same in all layers: half of its energy lies in one, three
+  quarters in sixteen. They are narrowed.
+- What `down` reads is the product of a gate and of a row of `up`, which may be any multiple of itself.
+- What `o` reads are means of values, and the values of a head may be in any coordinates.
+
+The best multiple of a channel with variance p, read by weights whose squares sum to q, is the fourth root of q / p: the
+least of `(sum of s^2 p) * (sum of q / s^2)`, by the inequality of Cauchy and Schwarz. Rounded weights gain as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.decoder_weights import broad_directions, down_block
+from model.rotation import rotation_matrix
+from seed_story.config import LlamaConfig
+
+Doubles = npt.NDArray[np.float64]
+Moment = tuple[str, npt.NDArray[Any], npt.NDArray[Any]]
+
+_FLOOR, _TINY = 1e-6, 1e-30
+"""Of the mean, and beside it: what a variance or a sum of squares is at least, so that nothing is divided by zero."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What is narrowed, and by how much.
+
+    Args:
+        directions: of the turned residual stream, orthonormal, `[hidden, r]`.
+        shares: of each that stays in the stream, above 0 and at most 1, `[r]`.
+        scales: by layer, what each channel is multiplied by that `down` reads, `[layers, intermediate]`.
+        values: by layer and key/value head, what values are multiplied by, `[layers, kv_heads, head_dim, head_dim]`.
+    """
+
+    directions: Doubles
+    shares: Doubles
+    scales: Doubles
+    values: Doubles
+
+    @classmethod
+    def none(cls, config: LlamaConfig) -> Balance:
+        """The one that changes nothing."""
+        size, broad, layers = config.hidden_size, broad_directions(config), config.num_layers
+        values = np.tile(np.eye(config.head_dim), (layers, config.num_kv_heads, 1, 1))
+        return cls(np.eye(size)[:, :broad], np.ones(broad), np.ones((layers, config.intermediate_size)), values)
+
+
+def own_products(config: LlamaConfig, name: str, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The products of rows' channels, `x^T x`, that a balance is made of: for `o` and `down` those in a block only.
+
+    Args:
+        name: of the matrix that is given the rows, or whose rows they are.
+        x: `[rows, inputs]`.
+
+    Returns:
+        `[inputs, inputs]`, or `[blocks, block, block]` with a block for each query head, or each that is turned.
+    """
+    block = config.head_dim if name.endswith("_o") else down_block(config)
+    if not name.endswith(("_o", "_down")):
+        return np.asarray(x.T @ x)
+    parts = x.reshape(len(x), -1, block).transpose(1, 2, 0)
+    return np.asarray(parts @ parts.transpose(0, 2, 1))
+
+
+def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
+    """The balance of a decoder whose matrices and inputs are these, in their turned channels.
+
+    Args:
+        moments: of each matrix its name, its weights `[outputs, inputs]`, and the `own_products` of all its inputs; see
+            `export.hessians.decoder_hessians`.
+    """
+    size, turn = config.hidden_size, rotation_matrix(down_block(config))
+    read, weighed, scales, values = np.zeros((size, size)), np.zeros((size, size)), [], []
+    for name, weights, moment in moments:
+        both = (moment, own_products(config, name, weights))
+        if name.endswith(("_qkv", "_gate_up")):
+            read, weighed = (total + of / np.trace(of) for total, of in zip((read, weighed), both, strict=True))
+        elif name.endswith("_down"):
+            scales.append(_multiples(*(np.einsum("cii->ci", turn @ of @ turn).reshape(-1) for of in both)))
+        elif name.endswith("_o"):
+            heads = (of.reshape(config.num_kv_heads, config.group, *of.shape[1:]).sum(1) for of in both)
+            values.append([_coordinates(*head) for head in zip(*heads, strict=True)])
+    directions = np.linalg.eigh(read)[1][:, : -broad_directions(config) - 1 : -1]
+    directions *= np.sign(np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0))  # either would do
+    p, q = (np.einsum("ij,ik,kj->j", directions, of, directions) for of in (read, weighed))
+    others = max(size - len(p), 1)
+    rest = _multiples(np.array([*p, (np.trace(read) - p.sum()) / others]),
+                      np.array([*q, (np.trace(weighed) - q.sum()) / others]))  # fmt: skip
+    return Balance(directions, np.minimum(rest[:-1] / rest[-1], 1.0), np.stack(scales), np.array(values))
+
+
+def _coordinates(moment: Doubles, gram: Doubles) -> Doubles:
+    """Of a head's values: multiples of their main directions, mixed so that none stands out; `[head_dim, head_dim]`."""
+    variances, axes = np.linalg.eigh(moment)
+    squares = np.einsum("ij,ik,kj->j", axes, gram, axes)
+    return np.asarray(rotation_matrix(len(axes)) * _multiples(variances, squares) @ axes.T)
+
+
+def _multiples(variances: Doubles, squares: Doubles) -> Doubles:
+    p, q = (np.maximum(values, _FLOOR * values.mean() + _TINY) for values in (variances, squares))
+    return np.asarray((q / p) ** 0.25)
