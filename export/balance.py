@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import eigh
 
 from export.decoder_weights import broad_directions, down_block
 from model.rotation import rotation_matrix
@@ -93,7 +94,7 @@ def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
         elif name.endswith("_o"):
             heads = (of.reshape(config.num_kv_heads, config.group, *of.shape[1:]).sum(1) for of in both)
             values.append([_coordinates(*head) for head in zip(*heads, strict=True)])
-    directions = np.linalg.eigh(read)[1][:, : -broad_directions(config) - 1 : -1]
+    directions = eigh(read, subset_by_index=(size - broad_directions(config), size - 1))[1][:, ::-1]
     directions *= np.sign(np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0))  # either would do
     p, q = (np.einsum("ij,ik,kj->j", directions, of, directions) for of in (read, weighed))
     others = max(size - len(p), 1)
@@ -104,7 +105,7 @@ def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
 
 def _coordinates(moment: Doubles, gram: Doubles) -> Doubles:
     """Of a head's values: multiples of their main directions, mixed so that none stands out; `[head_dim, head_dim]`."""
-    variances, axes = np.linalg.eigh(moment)
+    variances, axes = eigh(moment)
     squares = np.einsum("ij,ik,kj->j", axes, gram, axes)
     return np.asarray(rotation_matrix(len(axes)) * _multiples(variances, squares) @ axes.T)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 Doubles = npt.NDArray[np.float64]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def rotation_matrix(size: int) -> Doubles:
     """A discrete Hartley transform with signs: orthogonal and symmetric, so its own inverse; float64 `[size, size]`.
 

@@ -96,5 +96,7 @@ def test_it_loses_less_than_nearest_codes(exact: Path, rounded: Path, tmp_path: 
 def test_entries_without_gptq_leave_the_file_as_it_is(exact: Path, tmp_path: Path) -> None:
     path = tmp_path / "float.tflite"
     path.write_bytes(exact.read_bytes())
-    round_graph(path, without_gptq(load_recipe("int8").graphs[VIT]), lambda: pytest.fail("nothing is calibrated"), threads=1)
+    round_graph(
+        path, without_gptq(load_recipe("int8").graphs[VIT]), lambda: pytest.fail("nothing is calibrated"), threads=1
+    )
     assert path.read_bytes() == exact.read_bytes()
