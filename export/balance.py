@@ -25,10 +25,9 @@ import numpy.typing as npt
 from scipy.linalg import eigh
 
 from export.decoder_weights import broad_directions, down_block
-from model.rotation import rotation_matrix
+from model.rotation import Doubles, rotation_matrix
 from seed_story.config import LlamaConfig
 
-Doubles = npt.NDArray[np.float64]
 Moment = tuple[str, npt.NDArray[Any], npt.NDArray[Any]]
 
 _FLOOR, _TINY = 1e-6, 1e-30
@@ -69,9 +68,9 @@ def own_products(config: LlamaConfig, name: str, x: npt.NDArray[Any]) -> npt.NDA
     Returns:
         `[inputs, inputs]`, or `[blocks, block, block]` with a block for each query head, or each that is turned.
     """
-    block = config.head_dim if name.endswith("_o") else down_block(config)
     if not name.endswith(("_o", "_down")):
         return np.asarray(x.T @ x)
+    block = config.head_dim if name.endswith("_o") else down_block(config)
     parts = x.reshape(len(x), -1, block).transpose(1, 2, 0)
     return np.asarray(parts @ parts.transpose(0, 2, 1))
 
@@ -98,9 +97,9 @@ def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
     directions *= np.sign(np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0))  # either would do
     p, q = (np.einsum("ij,ik,kj->j", directions, of, directions) for of in (read, weighed))
     others = max(size - len(p), 1)
-    rest = _multiples(np.array([*p, (np.trace(read) - p.sum()) / others]),
+    best = _multiples(np.array([*p, (np.trace(read) - p.sum()) / others]),
                       np.array([*q, (np.trace(weighed) - q.sum()) / others]))  # fmt: skip
-    return Balance(directions, np.minimum(rest[:-1] / rest[-1], 1.0), np.stack(scales), np.array(values))
+    return Balance(directions, np.minimum(best[:-1] / best[-1], 1.0), np.stack(scales), np.array(values))
 
 
 def _coordinates(moment: Doubles, gram: Doubles) -> Doubles:

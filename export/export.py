@@ -160,7 +160,7 @@ def _write_decoder(
     skeleton = write_skeleton(llama, cache.slots, sizes, work / DECODER, attention=options.attention, rotated=rotated,
                               sink_rows=cache.sink_rows(recipe.cache), verify=options.verify)  # fmt: skip
     bar.update(2)
-    raw, shapes = work / "decoder.float.tflite", weight_shapes(llama, rotated=rotated)
+    raw = work / "decoder.float.tflite"
     reading = Reading(source, recipe, skeleton, cache, max(sizes, default=1), options.calibration, work)
     bar.set_postfix_str("decoder: balancing")
     make = exact_weights(reading)
@@ -168,7 +168,7 @@ def _write_decoder(
         bar.total += len(grids)
         bar.set_postfix_str("decoder: rounding")
         make = rounded_weights(reading, make, bar.update)
-    fill_skeleton(skeleton, shapes, make, raw)
+    fill_skeleton(skeleton, reading.shapes, make, raw)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))
     bar.update(2)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.balance import Balance, Doubles
+from export.balance import Balance
 from export.decoder_weights import (
     BROAD,
     DOWN_ROTATION,
@@ -37,7 +37,7 @@ from export.decoder_weights import (
     down_block,
     skeleton_weight,
 )
-from model.rotation import rotation_matrix
+from model.rotation import Doubles, rotation_matrix
 from seed_story.config import LlamaConfig
 
 
@@ -55,8 +55,7 @@ def rotated_weight(
     if name == BROAD:
         return balance.directions.T.astype(np.float32)
     if name == NARROWING:
-        kept = np.sqrt(1 - balance.shares**2)
-        return np.concatenate([balance.directions * (balance.shares - 1), np.diag(kept)]).astype(np.float32)
+        return _narrowing(balance).astype(np.float32)
     if name == ROTATED_NORM:
         gain = skeleton_weight(config, weights, NORM).astype(np.float64)
         return _reading(turn * gain @ turn, balance).astype(np.float32)
@@ -79,6 +78,12 @@ def rotated_weight(
     return (_reading(made @ turn, balance) if reads else _writing(turn @ made, balance)).astype(np.float32)
 
 
+def _narrowing(balance: Balance) -> Doubles:
+    """What a row's broad directions add to its channels, and to those behind them: `[hidden + r, r]`."""
+    aside = np.diag(np.sqrt(1 - balance.shares**2))
+    return np.concatenate([balance.directions * (balance.shares - 1), aside])
+
+
 def _reading(matrix: Doubles, balance: Balance) -> Doubles:
     """What reads `[..., hidden]` channels of the narrowed stream, of what reads the turned one."""
     size, broad = balance.directions.shape
@@ -88,6 +93,5 @@ def _reading(matrix: Doubles, balance: Balance) -> Doubles:
 
 def _writing(matrix: Doubles, balance: Balance) -> Doubles:
     """What writes all `[hidden + r, ...]` channels of the narrowed stream, of what writes the turned one."""
-    found = balance.directions.T @ matrix
-    narrowed = matrix - balance.directions * (1 - balance.shares) @ found
-    return np.concatenate([narrowed, np.sqrt(1 - balance.shares**2)[:, None] * found])
+    widened = np.pad(matrix, ((0, len(balance.shares)), (0, 0)))
+    return widened + _narrowing(balance) @ (balance.directions.T @ matrix)
