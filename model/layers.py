@@ -134,6 +134,11 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return ops.transpose(ops.reshape(x, (b, t, heads, width // heads)), (0, 2, 1, 3))
 
 
+def split_queries(x: Tensor, heads: int) -> Tensor:
+    """`split_heads`, divided by sqrt(d): before the split, where the converter folds it into the queries' weights."""
+    return split_heads(x * (x.shape[-1] // heads) ** -0.5, heads)
+
+
 def merge_heads(x: Tensor) -> Tensor:
     """`[b, heads, t, d]` to `[b, t, heads * d]`."""
     b, heads, t, d = ops.shape(x)
@@ -141,17 +146,17 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, softmax(q k^T / sqrt(d)) v (arXiv 1706.03762).
+    """Scaled dot-product attention, softmax(q k^T) v of queries that are scaled (arXiv 1706.03762).
 
     Args:
-        q: `[b, heads, t, d]`.
+        q: of `split_queries`, `[b, heads, t, d]`.
         k, v: `[b, heads, s, d]`.
         mask: boolean, broadcastable to `[b, heads, t, s]`; True where a row may look.
 
     Returns:
         `[b, heads, t, d]`.
     """
-    scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) * q.shape[-1] ** -0.5
+    scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))
     if mask is not None:
         scores = ops.where(mask, scores, _MASKED)
     return ops.matmul(ops.softmax(scores, axis=-1), v)

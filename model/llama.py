@@ -24,6 +24,7 @@ from model.layers import (
     generator,
     merge_heads,
     split_heads,
+    split_queries,
 )
 from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
 
@@ -86,13 +87,13 @@ class Attention(Module):
         self.o_proj = Linear(width, config.hidden_size, rng, bias=False)
 
     def call(self, x: Tensor, geometry: Geometry) -> Tensor:  # noqa: D102
-        plain = split_heads(self.q_proj(x), self.config.num_heads)
+        plain = split_queries(self.q_proj(x), self.config.num_heads)
         q = rotate(plain, geometry.cos, geometry.sin)
         k = rotate(split_heads(self.k_proj(x), self.config.num_kv_heads), geometry.cos, geometry.sin)
         v = split_heads(self.v_proj(x), self.config.num_kv_heads)
         if geometry.kept is not None and geometry.inside is not None:
             # Two rotations of q, and each key in the half that answers to its own: one of them scores it.
-            q = ops.concatenate([q, rotate(plain, *geometry.inside)], axis=-1) * np.float32(2**0.5)
+            q = ops.concatenate([q, rotate(plain, *geometry.inside)], axis=-1)
             k = ops.concatenate([k * (1 - geometry.kept), k * geometry.kept], axis=-1)
         k, v = (ops.repeat(kv, self.config.group, axis=1) for kv in (k, v))
         return self.o_proj(merge_heads(attend(q, k, v, geometry.allowed)))

@@ -27,6 +27,7 @@ from model.layers import (
     normal,
     numpy_of,
     split_heads,
+    split_queries,
 )
 from model.name_memory import NameMemory
 from seed_story.config import QFormerConfig
@@ -50,9 +51,8 @@ class Attention(Module):
         self.dense = Linear(config.hidden_size, config.hidden_size, rng)
 
     def call(self, x: Tensor, source: Tensor) -> Tensor:  # noqa: D102
-        q = split_heads(self.query(x), self.heads)
         k, v = (split_heads(project(source), self.heads) for project in (self.key, self.value))
-        return self.dense(merge_heads(attend(q, k, v)))
+        return self.dense(merge_heads(attend(split_queries(self.query(x), self.heads), k, v)))
 
 
 class Mlp(Module):

@@ -23,6 +23,7 @@ from model.layers import (
     merge_heads,
     normal,
     split_heads,
+    split_queries,
 )
 from seed_story.config import VisionConfig
 from seed_story.errors import ConfigError
@@ -42,8 +43,8 @@ class SelfAttention(Module):
         self.value = Linear(config.hidden_size, config.hidden_size, rng)
 
     def call(self, x: Tensor) -> Tensor:  # noqa: D102
-        q, k, v = (split_heads(project(x), self.heads) for project in (self.query, self.key, self.value))
-        return merge_heads(attend(q, k, v))
+        k, v = (split_heads(project(x), self.heads) for project in (self.key, self.value))
+        return merge_heads(attend(split_queries(self.query(x), self.heads), k, v))
 
 
 class Dense(Module):
