@@ -136,7 +136,9 @@ def _write_graphs(
 ) -> None:
     model, tokens = source.model, source.model.config.vision.tokens
     writers: dict[str, Callable[[Path], bytes]] = {
-        VIT: lambda folder: write_vit(model.vision, folder),
+        VIT: lambda folder: write_vit(
+            model.vision, folder, rotated=recipe.rotated and not is_static(recipe.graphs[VIT])
+        ),
         QFORMER: lambda folder: write_qformer(model.qformer, tokens, folder, rotated=recipe.rotated),
     }
     samples = _samples(model, options.calibration)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from export.vit_rotation import rotated_vit
 from model.layers import numpy_of
 from model.qformer import QFormer
 from model.rotation import rotation_matrix
@@ -20,13 +21,18 @@ from seed_story.contract import Signature, qformer_signatures, vit_signatures
 Floats = npt.NDArray[np.float32]
 
 
-def write_vit(network: VisionTransformer, folder: Path) -> bytes:
+def write_vit(network: VisionTransformer, folder: Path, *, rotated: bool = False) -> bytes:
     """Pixels to features, as a float32 `.tflite`.
 
     Args:
         folder: an empty folder for the intermediate SavedModel.
+        rotated: whether its residual stream is turned (`export/vit_rotation.py`); features are as ever.
     """
-    return _convert(network, vit_signatures(network.config)[0], folder, {})
+    signature = vit_signatures(network.config)[0]
+    if not rotated:
+        return _convert(network, signature, folder, {})
+    changed, back, bias = rotated_vit(network)
+    return _convert(network, signature, folder, changed, lambda features: tf.matmul(features, back) + bias)
 
 
 def write_qformer(network: QFormer, feature_tokens: int, folder: Path, *, rotated: bool = False) -> bytes:
@@ -52,8 +58,14 @@ def _turned(network: QFormer) -> dict[str, Floats]:
     return made
 
 
-def _convert(network: keras.Layer, signature: Signature, folder: Path, changed: Mapping[str, Floats]) -> bytes:
-    """The network's graph, with other values for some variables, by their paths."""
+def _convert(
+    network: keras.Layer,
+    signature: Signature,
+    folder: Path,
+    changed: Mapping[str, Floats],
+    last: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> bytes:
+    """The network's graph, with other values for some variables, by their paths, and what is done last."""
     (given,), (made,) = signature.inputs, signature.outputs
     values = [(variable, changed.get(variable.path, numpy_of(variable))) for variable in network.variables]
 
@@ -62,7 +74,7 @@ def _convert(network: keras.Layer, signature: Signature, folder: Path, changed: 
         # Constants in place of variables: so the converter folds what follows from weights alone.
         constants = [(variable, tf.constant(value)) for variable, value in values]
         with keras.StatelessScope(state_mapping=constants):
-            return {made.name: network(inputs[given.name], training=False)}
+            return {made.name: last(network(inputs[given.name], training=False))}
 
     function = run.get_concrete_function(**{given.name: tf.TensorSpec(given.shape, tf.float32, given.name)})
     tf.saved_model.save(tf.Module(), str(folder), signatures={signature.name: function})
