@@ -29,6 +29,7 @@ from model.rotation import Doubles, rotation_matrix
 from seed_story.config import LlamaConfig
 
 Moment = tuple[str, npt.NDArray[Any], npt.NDArray[Any]]
+"""A matrix's name, its weights `[outputs, inputs]`, and the sum of `x^T x` over its inputs x, `[inputs, inputs]`."""
 
 _FLOOR, _TINY = 1e-6, 1e-30
 """Of the mean, and beside it: what a variance or a sum of squares is at least, so that nothing is divided by zero."""
@@ -58,40 +59,24 @@ class Balance:
         return cls(np.eye(size)[:, :broad], np.ones(broad), np.ones((layers, config.intermediate_size)), values)
 
 
-def own_products(config: LlamaConfig, name: str, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The products of rows' channels, `x^T x`, that a balance is made of: for `o` and `down` those in a block only.
-
-    Args:
-        name: of the matrix that is given the rows, or whose rows they are.
-        x: `[rows, inputs]`.
-
-    Returns:
-        `[inputs, inputs]`, or `[blocks, block, block]` with a block for each query head, or each that is turned.
-    """
-    if not name.endswith(("_o", "_down")):
-        return np.asarray(x.T @ x)
-    block = config.head_dim if name.endswith("_o") else down_block(config)
-    parts = x.reshape(len(x), -1, block).transpose(1, 2, 0)
-    return np.asarray(parts @ parts.transpose(0, 2, 1))
-
-
 def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
     """The balance of a decoder whose matrices and inputs are these, in their turned channels.
 
     Args:
-        moments: of each matrix its name, its weights `[outputs, inputs]`, and the `own_products` of all its inputs; see
-            `export.hessians.decoder_hessians`.
+        moments: of the layers' matrices, in order.
     """
     size, turn = config.hidden_size, rotation_matrix(down_block(config))
     read, weighed, scales, values = np.zeros((size, size)), np.zeros((size, size)), [], []
     for name, weights, moment in moments:
-        both = (moment, own_products(config, name, weights))
         if name.endswith(("_qkv", "_gate_up")):
+            both = (moment, weights.T @ weights)
             read, weighed = (total + of / np.trace(of) for total, of in zip((read, weighed), both, strict=True))
         elif name.endswith("_down"):
-            scales.append(_multiples(*(np.einsum("cii->ci", turn @ of @ turn).reshape(-1) for of in both)))
+            blocks = (_blocks(moment, len(turn)), _grams(weights, len(turn)))
+            scales.append(_multiples(*(np.einsum("cii->ci", turn @ of @ turn).reshape(-1) for of in blocks)))
         elif name.endswith("_o"):
-            heads = (of.reshape(config.num_kv_heads, config.group, *of.shape[1:]).sum(1) for of in both)
+            blocks = (_blocks(moment, config.head_dim), _grams(weights, config.head_dim))
+            heads = (of.reshape(config.num_kv_heads, config.group, *of.shape[1:]).sum(1) for of in blocks)
             values.append([_coordinates(*head) for head in zip(*heads, strict=True)])
     directions = eigh(read, subset_by_index=(size - broad_directions(config), size - 1))[1][:, ::-1]
     directions *= np.sign(np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0))  # either would do
@@ -102,11 +87,32 @@ def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
     return Balance(directions, np.minimum(best[:-1] / best[-1], 1.0), np.stack(scales), np.array(values))
 
 
+def _blocks(moment: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """Those on the diagonal, `[blocks, size, size]`."""
+    return np.stack([moment[i : i + size, i : i + size] for i in range(0, len(moment), size)])
+
+
+def _grams(weights: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """`w^T w` of every `size` columns, `[blocks, size, size]`."""
+    parts = weights.reshape(len(weights), -1, size).transpose(1, 2, 0)
+    return np.asarray(parts @ parts.transpose(0, 2, 1))
+
+
 def _coordinates(moment: Doubles, gram: Doubles) -> Doubles:
-    """Of a head's values: multiples of their main directions, mixed so that none stands out; `[head_dim, head_dim]`."""
-    variances, axes = eigh(moment)
-    squares = np.einsum("ij,ik,kj->j", axes, gram, axes)
-    return np.asarray(rotation_matrix(len(axes)) * _multiples(variances, squares) @ axes.T)
+    """Of a head's values: multiples of all directions at once, mixed so that none stands out; `[head_dim, head_dim]`.
+
+    What the inequality allows for matrices is the root of their geometric mean. Being symmetric it depends on no
+    eigenvector's sign, which another machine may choose otherwise: learned scales belong to these coordinates.
+    """
+    p, q = (of + (_FLOOR * np.trace(of) / len(of) + _TINY) * np.eye(len(of)) for of in (moment, gram))
+    root, back = _power(p, 0.5), _power(p, -0.5)
+    return np.asarray(rotation_matrix(len(p)) @ _power(back @ _power(root @ q @ root, 0.5) @ back, 0.5))
+
+
+def _power(matrix: Doubles, exponent: float) -> Doubles:
+    """Of a symmetric matrix with positive eigenvalues."""
+    values, axes = eigh(matrix)
+    return np.asarray(axes * np.maximum(values, _TINY) ** exponent @ axes.T)
 
 
 def _multiples(variances: Doubles, squares: Doubles) -> Doubles:

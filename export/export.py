@@ -22,7 +22,7 @@ from export.integer_ops import with_integer_ops
 from export.learned_scales import lacks_scales
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
-from export.rounding import Reading, exact_weights, gptq_grids, rounded_weights
+from export.rounding import Reading, gptq_grids, rounded_weights
 from model.story_model import StoryModel
 from model.story_source import StorySource
 from model.weights import fingerprint
@@ -165,11 +165,11 @@ def _write_decoder(
     raw = work / "decoder.float.tflite"
     reading = Reading(source, recipe, skeleton, cache, max(sizes, default=1), options.calibration, work)
     bar.set_postfix_str("decoder: balancing")
-    make = exact_weights(reading)
+    make = reading.exact
     if grids := gptq_grids(llama, recipe):
         bar.total += len(grids)
         bar.set_postfix_str("decoder: rounding")
-        make = rounded_weights(reading, make, bar.update)
+        make = rounded_weights(reading, bar.update)
     fill_skeleton(skeleton, reading.shapes, make, raw)
     bar.set_postfix_str(f"decoder: {recipe.name}")
     quantize_graph(raw, part / graph_file(DECODER), without_gptq(entries))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from keras import ops
 
 from export.decoder_weights import NORM, ROTATED_NORM, head_name
@@ -24,15 +22,9 @@ from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
 
 Make = Callable[[str], Floats]
-Products = Callable[[str, Floats], npt.NDArray[Any]]
 
 TOKENS = 4096
 """That the Hessians are summed over, pictures' embeddings included."""
-
-
-def all_products(name: str, x: Floats) -> npt.NDArray[Any]:
-    """Of all channels with all: `x^T x`."""
-    return x.T @ x
 
 
 def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> Iterator[Floats]:
@@ -60,8 +52,7 @@ def decoder_hessians(
     *,
     threads: int,
     work: Path,
-    products: Products = all_products,
-) -> Iterator[tuple[str, Floats, npt.NDArray[Any]]]:
+) -> Iterator[tuple[str, Floats]]:
     """The layers' matrices in order, then the head, each with the sum of `x^T x` over all its inputs x.
 
     All stories go through one layer before the next layer is made: so what is in memory doesn't grow with their number.
@@ -72,10 +63,9 @@ def decoder_hessians(
         size: N of the prefill that reads them, or 1.
         stories: of `story_rows`.
         work: a folder for a layer's graph.
-        products: of a matrix's inputs `[t, inputs]`, by its name, if not all are wanted.
 
     Yields:
-        A name, its weights `[outputs, inputs]`, and the sum, float32 `[inputs, inputs]` or as `products` gives it.
+        A name, and the sum, float32 `[inputs, inputs]`.
     """
     streams, file = list(stories), work / "layer.tflite"
     model, buffers = with_constants(skeleton, shapes)
@@ -84,17 +74,16 @@ def decoder_hessians(
         write_layer(model, buffers, shapes, lambda name: weights[name] if name in weights else make(name),  # noqa: B023
                     prefill_name(size), layer, file)  # fmt: skip
         run = Runner(file, threads)
-        sums: dict[str, npt.NDArray[Any]] = {}
-        streams = [_through(run, rows, llama, cache, size, sums, list(weights), products) for rows in streams]
+        sums: dict[str, Floats] = {}
+        streams = [_through(run, rows, llama, cache, size, sums, list(weights)) for rows in streams]
         del run
-        for name in weights:
-            yield name, weights[name], sums.pop(name)
+        yield from sums.items()
     file.unlink()
     read, width = np.concatenate(streams), llama.hidden_size
     read /= np.sqrt(np.mean(np.square(read), axis=1, keepdims=True) + llama.rms_norm_eps * width / read.shape[1])
     read = read[:, :width]
     read = read @ make(ROTATED_NORM).T if ROTATED_NORM in shapes else read * make(NORM)
-    yield head_name(llama), make(head_name(llama)), products(head_name(llama), read)
+    yield head_name(llama), read.T @ read
 
 
 def _through(
@@ -103,9 +92,8 @@ def _through(
     llama: LlamaConfig,
     cache: SinkCache,
     size: int,
-    sums: dict[str, npt.NDArray[Any]],
+    sums: dict[str, Floats],
     matrices: Sequence[str],
-    products: Products,
 ) -> Floats:
     """One story's residual stream `[t, hidden]` through a layer; adds to `sums` what its matrices are given."""
     cache.reset()
@@ -115,7 +103,7 @@ def _through(
         found = run(chunk_inputs(cache, llama, chunk, size))
         cache.store(found[KEYS][None], found[VALUES][None], len(chunk))
         for name in matrices:
-            more = products(name, found[name].reshape(-1, found[name].shape[-1])[-len(chunk) :])
-            sums[name] = np.add(sums[name], more, out=sums[name]) if name in sums else more
+            x = found[name].reshape(-1, found[name].shape[-1])[-len(chunk) :]
+            sums[name] = np.add(sums[name], x.T @ x, out=sums[name]) if name in sums else x.T @ x
         made.append(found[EMBEDDINGS][-len(chunk) :])
     return np.concatenate(made)

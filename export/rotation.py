@@ -78,6 +78,33 @@ def rotated_weight(
     return (_reading(made @ turn, balance) if reads else _writing(turn @ made, balance)).astype(np.float32)
 
 
+def balanced_inputs(config: LlamaConfig, balance: Balance, name: str, rows: npt.NDArray[Any]) -> Doubles:
+    """What one of a balanced decoder's matrices is given, where that of an unbalanced one is given `rows`.
+
+    Args:
+        name: of a layer's matrix, or of the head, which is given the same.
+        rows: in the turned channels, `[n, inputs]`.
+
+    Returns:
+        `[n, inputs]`.
+    """
+    made = rows.astype(np.float64)
+    if name in (TABLE, HEAD):
+        return made
+    _, layer, kind = name.split("_", 2)
+    if kind == "o":
+        values = balance.values[int(layer)]
+        by_head = made.reshape(len(made), len(values), config.group, -1)
+        made = np.einsum("nvgj,vij->nvgi", by_head, values).reshape(made.shape)
+    if kind == "down":
+        small = rotation_matrix(down_block(config))
+        hidden = (made.reshape(len(made), -1, len(small)) @ small).reshape(made.shape) * balance.scales[int(layer)]
+        made = (hidden.reshape(len(made), -1, len(small)) @ small).reshape(made.shape)
+    if kind in ("qkv", "gate_up"):
+        made += (made @ balance.directions) * (balance.shares - 1) @ balance.directions.T
+    return made
+
+
 def _narrowing(balance: Balance) -> Doubles:
     """What a row's broad directions add to its channels, and to those behind them: `[hidden + r, r]`."""
     aside = np.diag(np.sqrt(1 - balance.shares**2))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.balance import Balance, Moment, balance_of, own_products
+from export.balance import Balance, balance_of
 from export.decoder_weights import TABLE, head_name, skeleton_weight, weight_shapes
-from export.hessians import Make, Products, all_products, decoder_hessians, story_rows
+from export.hessians import Make, decoder_hessians, story_rows
 from export.learned_scales import read_scales, rescaled, scales_file
-from export.rotation import rotated_weight
+from export.rotation import balanced_inputs, rotated_weight
 from model.layers import named_variables, numpy_of
 from model.rotation import turned
 from model.story_source import StorySource
@@ -42,14 +41,17 @@ class _Values(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a decoder reads the calibration stories.
+    """A decoder that reads the calibration stories, once, when it is first asked what its matrices are given.
 
     Args:
         skeleton: of the recipe's graphs.
         cache: that the stories are read with.
         size: N of the prefill that reads them, or 1.
         calibration: the folder of these stories.
-        work: a folder for a layer's graph.
+        work: a folder for a layer's graph, and for as many numbers as the weights have.
+
+    Raises:
+        UsageError, PictureError: the calibration folder or a picture can't be read.
     """
 
     source: StorySource
@@ -71,33 +73,51 @@ class Reading:
         return weight_shapes(self.llama, rotated=self.recipe.rotated)
 
     @functools.cached_property
-    def _rows(self) -> list[Floats]:
+    def exact(self) -> Make:
+        """The float weights in the names of `weight_shapes`, turned and balanced if the recipe says so."""
+        if self._balance is None:
+            return self._unbalanced
+        return functools.partial(rotated_weight, self.llama, self._values, self._balance)
+
+    def take_hessian(self, name: str) -> npt.NDArray[Any]:
+        """The sum of `x^T x` over all inputs x of an exact matrix, `[inputs, inputs]`; to be asked for once."""
+        balance, moment = self._balance, np.load(self._moments[name])
+        self._moments[name].unlink()
+        if balance is not None:
+            for _ in range(2):  # first its rows, then its columns
+                moment = balanced_inputs(self.llama, balance, name, moment).T
+        return np.asarray(moment)
+
+    @functools.cached_property
+    def _values(self) -> _Values:
+        return _Values(named_variables(self.source.model.llama))
+
+    @property
+    def _unbalanced(self) -> Make:
+        if self.recipe.rotated:
+            return functools.partial(rotated_weight, self.llama, self._values, Balance.none(self.llama))
+        return functools.partial(skeleton_weight, self.llama, self._values)
+
+    @functools.cached_property
+    def _balance(self) -> Balance | None:
+        if not self.recipe.rotated:
+            return None
+        layers = (name for name in self._moments if _LAYER.match(name))
+        return balance_of(self.llama, ((name, self._unbalanced(name), np.load(self._moments[name])) for name in layers))
+
+    @functools.cached_property
+    def _moments(self) -> dict[str, Path]:
         rows = story_rows(self.source, StoryTokenizer(self.source.tokenizer), self.calibration)
-        return [turned(row) if self.recipe.rotated else row for row in rows]
-
-    def moments(self, make: Make, products: Products = all_products) -> Iterator[Moment]:
-        """What the decoder's matrices, made by `make`, are given; see `decoder_hessians`.
-
-        Raises:
-            UsageError, PictureError: the calibration folder or a picture can't be read.
-        """
         memory = SinkCache(replace(self.llama, num_layers=1), self.cache, self.cache.sink_rows(self.recipe.cache))
-        return decoder_hessians(self.skeleton, self.shapes, make, self.llama, memory, self.size, self._rows,
-                                threads=default_threads(), work=self.work, products=products)  # fmt: skip
-
-
-def exact_weights(reading: Reading) -> Make:
-    """The float weights in the names of `weight_shapes`, turned and balanced if the recipe says so.
-
-    Raises:
-        UsageError, PictureError: see `Reading.moments`.
-    """
-    llama, values = reading.llama, _Values(named_variables(reading.source.model.llama))
-    if not reading.recipe.rotated:
-        return functools.partial(skeleton_weight, llama, values)
-    unbalanced = functools.partial(rotated_weight, llama, values, Balance.none(llama))
-    layers = itertools.islice(reading.moments(unbalanced, functools.partial(own_products, llama)), 4 * llama.num_layers)
-    return functools.partial(rotated_weight, llama, values, balance_of(llama, layers))
+        found = decoder_hessians(
+            self.skeleton, self.shapes, self._unbalanced, self.llama, memory, self.size,
+            (turned(row) if self.recipe.rotated else row for row in rows), threads=default_threads(), work=self.work,
+        )  # fmt: skip
+        files = {}
+        for name, moment in found:
+            files[name] = self.work / f"{name}.npy"
+            np.save(files[name], moment)
+        return files
 
 
 def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
@@ -115,32 +135,25 @@ def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:
     return grids
 
 
-def rounded_weights(reading: Reading, exact: Make, tick: Callable[[int], object]) -> Make:
-    """The weights, those of `gptq_grids` rounded; they must be asked for in the order of `weight_shapes`, once each.
+def rounded_weights(reading: Reading, tick: Callable[[int], object]) -> Make:
+    """The weights, those of `gptq_grids` rounded; these are to be asked for once each.
 
     Args:
-        exact: of `exact_weights`.
         tick: told 1 for each matrix that was rounded.
 
     Raises:
         WeightsError: the checkpoint's learned scales aren't this recipe's.
-        UsageError, PictureError: see `Reading.moments`.
+        UsageError, PictureError: see `Reading`.
     """
-    llama, recipe = reading.llama, reading.recipe
-    grids = gptq_grids(llama, recipe)
+    recipe, exact, grids = reading.recipe, reading.exact, gptq_grids(reading.llama, reading.recipe)
     file = scales_file(recipe, reading.source.checkpoint)
     changes: Mapping[str, Floats] = read_scales(file, grids, reading.shapes) if file else {}
-    found = reading.moments(exact)
 
     def made(name: str) -> Floats:
-        if not _is_calibrated(llama, name):
-            return exact(name)
-        given, weights, hessian = next(found)
-        assert given == name
         if name not in grids:
-            return weights
+            return exact(name)
         tick(1)
-        rounded = gptq(weights, hessian, grids[name])
+        rounded = gptq(exact(name), reading.take_hessian(name), grids[name])
         return rescaled(rounded, grids[name], changes[name]) if name in changes else rounded
 
     return made

@@ -21,7 +21,7 @@ from export.decoder_step import DecoderStep
 from export.decoder_weights import ROTATED_NORM, TABLE, head_name
 from export.learned_scales import file_name, write_scales
 from export.lesson import Lesson
-from export.rounding import Reading, exact_weights, gptq_grids, rounded_weights
+from export.rounding import Reading, gptq_grids, rounded_weights
 from model.layers import Module, Tensor, numpy_of
 from model.llama import rope_tables
 from model.qformer import QFormer
@@ -217,8 +217,7 @@ def _both(source: StorySource, recipe: Recipe, lesson: Lesson) -> tuple[dict[str
         skeleton = write_skeleton(llama, cache.slots, [size], work / "skeleton", rotated=recipe.rotated,
                                   sink_rows=cache.sink_rows(recipe.cache))  # fmt: skip
         reading = Reading(source, untaught, skeleton, cache, size, lesson.calibration, work)
-        exact = exact_weights(reading)
         with tqdm(total=len(gptq_grids(llama, recipe)), desc="rounding", unit="matrix") as bar:
-            make = rounded_weights(reading, exact, bar.update)
+            make = rounded_weights(reading, bar.update)
             rounded = {name: make(name) for name in reading.shapes}
-    return {name: exact(name) for name in reading.shapes}, rounded
+    return {name: reading.exact(name) for name in reading.shapes}, rounded

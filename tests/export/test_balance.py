@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from export.balance import Balance, balance_of, own_products
+from export.balance import Balance, balance_of
 from export.decoder_weights import weight_shapes
 from export.rotation import rotated_weight
 from model.rotation import rotation_matrix
@@ -50,7 +50,7 @@ def moments(direction: npt.NDArray[np.float64]) -> list[tuple[str, Floats, npt.N
             made = rotated_weight(CONFIG, weights, none, name)
             if name.startswith("layers"):
                 given = {"o": attended, "down": turned}.get(name.rsplit("_", 1)[1], rows)
-                yield name, made, own_products(CONFIG, name, given)
+                yield name, made, given.T @ given
 
     return list(all_of_them())
 
@@ -89,15 +89,22 @@ def test_values_are_told_apart_by_head_and_spread(moments: list[tuple[str, Float
     """Every head's coordinates bring the range of its values times the size of what reads them down by a half."""
     found, none = balance_of(CONFIG, moments), Balance.none(CONFIG)
     moment = next(moment for name, _, moment in moments if name == "layers_1_o")
-    weights = loud_llama(CONFIG)
+    mine, plain = (rotated_weight(CONFIG, loud_llama(CONFIG), one, "layers_1_o")
+                   for one in (replace(none, values=found.values), none))  # fmt: skip
     for head in range(CONFIG.num_kv_heads):
-        own, made = slice(head * CONFIG.group, (head + 1) * CONFIG.group), found.values[1, head]
-        given = moment[own].sum(0)
-        read = [
-            rotated_weight(CONFIG, weights, one, "layers_1_o") for one in (replace(none, values=found.values), none)
-        ]
-        mine, plain = (own_products(CONFIG, "layers_1_o", one)[own].sum(0) for one in read)
-        assert np.trace(made @ given @ made.T) * np.trace(mine) < 0.5 * np.trace(given) * np.trace(plain)
+        queries = range(head * CONFIG.group, (head + 1) * CONFIG.group)
+        own, made = [slice(q * CONFIG.head_dim, (q + 1) * CONFIG.head_dim) for q in queries], found.values[1, head]
+        given = sum(moment[q, q] for q in own)
+        sizes = [sum(np.square(weights[:, q]).sum() for q in own) for weights in (mine, plain)]
+        assert np.trace(made @ given @ made.T) * sizes[0] < 0.5 * np.trace(given) * sizes[1]
+
+
+def test_values_leave_no_sign_to_the_machine(moments: list[tuple[str, Floats, npt.NDArray[np.float64]]]) -> None:
+    """Scales are learned for one choice of coordinates, so there is one: unmixed, they are symmetric and positive."""
+    mix = rotation_matrix(CONFIG.head_dim)
+    for made in balance_of(CONFIG, moments).values.reshape(-1, CONFIG.head_dim, CONFIG.head_dim):
+        np.testing.assert_allclose(mix @ made, (mix @ made).T, atol=1e-9 * np.abs(made).max())
+        assert np.linalg.eigvalsh(mix @ made).min() > 0
 
 
 def test_a_channel_that_is_never_used_divides_nothing_by_zero(

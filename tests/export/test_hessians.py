@@ -45,10 +45,7 @@ def hessians(decoder: TinyDecoder, size: int, folder: Path) -> dict[str, npt.NDA
         threads=1,
         work=folder,
     )
-    made = {}
-    for name, weights, hessian in found:
-        np.testing.assert_array_equal(weights, decoder.make(name))
-        made[name] = hessian
+    made = dict(found)
     assert list(folder.iterdir()) == []
     return made
 

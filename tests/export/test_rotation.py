@@ -14,8 +14,9 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from export.balance import Balance
+from export.decoder_weights import head_name, weight_shapes
 from export.network_graphs import write_qformer
-from export.rotation import rotated_weight
+from export.rotation import balanced_inputs, rotated_weight
 from model.qformer import QFormer
 from model.rotation import rotation_matrix, turned
 from seed_story.backends import open_graph
@@ -24,7 +25,7 @@ from seed_story.contract import PROJECT, qformer_signatures
 from seed_story.decoder import Decoder
 from tests.compare import assert_close
 from tests.export.test_decoder_file import SIGNATURES, load, operators
-from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny
+from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny, loud_llama, random_balance
 
 Tiny = Callable[..., TinyDecoder]
 
@@ -143,3 +144,28 @@ def test_recipe_rounds_rotations_to_half_precision_only(export_tiny: Callable[[s
         for weight in ("layers_0_qkv", "layers_1_down", "embed_tokens"):
             assert types[f"{signature}/{weight}"] == kinds.INT8
             assert types[f"{signature}/{weight}/product"] == kinds.FLOAT32
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_balanced_matrix_makes_the_same_of_its_inputs(name: str) -> None:
+    """The head, and what reads the stream; `o` and `down` as well, in the channels that aren't behind the stream's."""
+    config = VARIANTS[name][0]
+    weights, none, balance = loud_llama(config), Balance.none(config), random_balance(config)
+    size = config.hidden_size
+    narrowed = rotated_weight(config, weights, balance, "narrowing")[:size].astype(np.float64)
+    narrowing = np.eye(size) + narrowed @ balance.directions.T
+    for matrix in weight_shapes(config, rotated=True):
+        if not matrix.startswith(("layers_1", head_name(config))):
+            continue
+        plain, made = (rotated_weight(config, weights, one, matrix).astype(np.float64) for one in (none, balance))
+        rows = np.random.default_rng(0).normal(size=(7, plain.shape[1]))
+        expected, found = rows @ plain.T, balanced_inputs(config, balance, matrix, rows) @ made.T
+        if matrix.endswith(("_o", "_down")):
+            expected, found = expected[:, :size] @ narrowing.T, found[:, :size]
+        if matrix.endswith("_gate_up"):  # `up` makes multiples, which `down` undoes
+            expected[:, len(plain) // 2 :] *= balance.scales[1]
+        if matrix.endswith("_qkv"):
+            values = slice(len(plain) - config.num_kv_heads * config.head_dim, None)
+            by_head = expected[:, values].reshape(len(rows), config.num_kv_heads, -1)
+            expected[:, values] = np.einsum("nvj,vij->nvi", by_head, balance.values[1]).reshape(len(rows), -1)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), err_msg=matrix)

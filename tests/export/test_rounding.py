@@ -6,18 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from export.rounding import Reading, gptq_grids
-from model.rotation import rotation_matrix
+from export.decoder_graph import write_skeleton
+from export.hessians import story_rows
+from export.rounding import Reading, gptq_grids, rounded_weights
 from model.story_source import load_source
-from quantization.recipe import CALIBRATION, load_recipe
+from quantization.recipe import CALIBRATION, Recipe, load_recipe
 from quantization.surgery import OpenGraph
 from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import DECODE
+from seed_story.tokenizer import StoryTokenizer
 
 
 @pytest.mark.parametrize(("tied", "head"), [(True, "embed_tokens"), (False, "lm_head")])
@@ -28,22 +29,44 @@ def test_the_head_is_rounded_whatever_its_name(tied: bool, head: str) -> None:
     assert set(gptq_grids(llama, load_recipe("int8"))) == {*layers, head}
 
 
-def test_a_rotated_decoder_is_calibrated_with_turned_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model's own rows of the calibration stories, in the channels that its graph reads."""
-    given: list[list[np.ndarray]] = []
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Reading]:
+    """The tiny decoder, by recipes with and without GPTQ and turned or not, about to read the calibration stories."""
+    source, cache, sizes = load_source("tiny"), CacheConfig(), [16]
 
-    def watched(*args: Any, **_: Any) -> Any:
-        given.append(args[6])
-        return iter(())
+    def opened(recipe: Recipe) -> Reading:
+        work = tmp_path_factory.mktemp("work")
+        skeleton = write_skeleton(source.model.config.llama, cache.slots, sizes, work / "x", rotated=recipe.rotated)
+        return Reading(source, recipe, skeleton, cache, 16, CALIBRATION, work)
 
-    monkeypatch.setattr("export.rounding.decoder_hessians", watched)
-    source, int8 = load_source("tiny"), load_recipe("int8")
-    for rotated in (False, True):
-        recipe = replace(int8, rotated=rotated)
-        Reading(source, recipe, b"", CacheConfig(), 16, CALIBRATION, tmp_path).moments(np.zeros)
-    plain, turned = (np.concatenate(rows) for rows in given)
-    np.testing.assert_allclose(turned, plain @ rotation_matrix(plain.shape[1]), atol=1e-5)
-    assert np.abs(turned - plain).max() > 0.1 * np.abs(plain).max()
+    return opened
+
+
+def test_a_decoder_is_calibrated_with_the_models_rows(read: Callable[..., Reading]) -> None:
+    """The Keras model's, of the calibration stories, normed: in the turned channels, if the recipe turns them."""
+    int8 = load_recipe("int8")
+    plain, turned = (read(replace(int8, rotated=rotated)) for rotated in (False, True))
+    source = plain.source
+    rows = np.concatenate(list(story_rows(source, StoryTokenizer(source.tokenizer), CALIBRATION))).astype(np.float64)
+    rows /= np.sqrt(np.square(rows).mean(1, keepdims=True) + plain.llama.rms_norm_eps)
+    expected = rows.T @ rows
+    limit = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(plain.take_hessian("layers_0_qkv"), expected, atol=limit)
+    # What a balanced matrix is given is any change of coordinates of it, which its weights undo.
+    reads = [one.exact("layers_0_qkv").astype(np.float64) for one in (plain, turned)]
+    given = reads[1] @ turned.take_hessian("layers_0_qkv") @ reads[1].T
+    kept = len(given) - plain.llama.num_kv_heads * plain.llama.head_dim  # values are in coordinates of their own
+    expected = (reads[0] @ expected @ reads[0].T)[:kept, :kept]
+    np.testing.assert_allclose(given[:kept, :kept], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_what_is_taken_leaves_no_file(read: Callable[..., Reading]) -> None:
+    """An export has room for its weights, not for these and all the moments."""
+    reading = read(load_recipe("int8"))
+    make = rounded_weights(reading, lambda _: None)
+    made = {name: make(name) for name in reading.shapes}
+    assert not list(reading.work.glob("*.npy"))
+    assert np.unique(made["layers_0_qkv"][0]).size < np.unique(reading.exact("layers_0_qkv")[0]).size
 
 
 def test_a_rotated_decoder_is_balanced_by_what_it_reads(export_tiny: Callable[[str], Path]) -> None:
