@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,8 @@ def decoder_hessians(
         write_layer(model, buffers, shapes, lambda name: weights[name] if name in weights else make(name),  # noqa: B023
                     prefill_name(size), layer, file)  # fmt: skip
         run = Runner(file, threads)
-        sums: dict[str, Floats] = {}
-        streams = [_through(run, rows, llama, cache, size, sums, list(weights)) for rows in streams]
+        sums = {name: np.zeros((weight.shape[1],) * 2, np.float32) for name, weight in weights.items()}
+        streams = [_through(run, rows, llama, cache, size, sums) for rows in streams]
         del run
         yield from sums.items()
     file.unlink()
@@ -92,8 +92,7 @@ def _through(
     llama: LlamaConfig,
     cache: SinkCache,
     size: int,
-    sums: dict[str, Floats],
-    matrices: Sequence[str],
+    sums: Mapping[str, Floats],
 ) -> Floats:
     """One story's residual stream `[t, hidden]` through a layer; adds to `sums` what its matrices are given."""
     cache.reset()
@@ -102,8 +101,8 @@ def _through(
         chunk, rows = np.split(rows, [min(size, cache.max_chunk)])
         found = run(chunk_inputs(cache, llama, chunk, size))
         cache.store(found[KEYS][None], found[VALUES][None], len(chunk))
-        for name in matrices:
-            x = found[name].reshape(-1, found[name].shape[-1])[-len(chunk) :]
-            sums[name] = np.add(sums[name], x.T @ x, out=sums[name]) if name in sums else x.T @ x
+        for name, total in sums.items():
+            x = found[name].reshape(-1, len(total))[-len(chunk) :]
+            total += x.T @ x
         made.append(found[EMBEDDINGS][-len(chunk) :])
     return np.concatenate(made)

@@ -73,7 +73,7 @@ def rotated_weight(
     if kind == "gate_up":
         made[len(scales) :] *= scales[:, None]
     if kind == "down":
-        made = ((made / scales).reshape(len(made), -1, len(small)) @ small).reshape(made.shape)
+        made = _in_blocks(made / scales, small)
     reads = kind in ("qkv", "gate_up")  # the others write to the stream
     return (_reading(made @ turn, balance) if reads else _writing(turn @ made, balance)).astype(np.float32)
 
@@ -98,11 +98,15 @@ def balanced_inputs(config: LlamaConfig, balance: Balance, name: str, rows: npt.
         made = np.einsum("nvgj,vij->nvgi", by_head, values).reshape(made.shape)
     if kind == "down":
         small = rotation_matrix(down_block(config))
-        hidden = (made.reshape(len(made), -1, len(small)) @ small).reshape(made.shape) * balance.scales[int(layer)]
-        made = (hidden.reshape(len(made), -1, len(small)) @ small).reshape(made.shape)
+        made = _in_blocks(_in_blocks(made, small) * balance.scales[int(layer)], small)
     if kind in ("qkv", "gate_up"):
         made += (made @ balance.directions) * (balance.shares - 1) @ balance.directions.T
     return made
+
+
+def _in_blocks(rows: Doubles, small: Doubles) -> Doubles:
+    """Rows `[n, inputs]` of which every block of channels is turned by `small`."""
+    return np.asarray((rows.reshape(len(rows), -1, len(small)) @ small).reshape(rows.shape))
 
 
 def _narrowing(balance: Balance) -> Doubles:

@@ -92,7 +92,7 @@ class Reading:
     def _values(self) -> _Values:
         return _Values(named_variables(self.source.model.llama))
 
-    @property
+    @functools.cached_property
     def _unbalanced(self) -> Make:
         if self.recipe.rotated:
             return functools.partial(rotated_weight, self.llama, self._values, Balance.none(self.llama))

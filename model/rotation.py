@@ -1,4 +1,4 @@
-"""The orthogonal matrix that turns a decoder's residual stream, and the pictures' embeddings with it."""
+"""The orthogonal matrix that turns a residual stream, and the pictures' embeddings with a decoder's."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 A recipe is a JSON file: `graphs` maps each graph to a list of `litert-quantizer` entries (regular expression over
 layers, operation, algorithm, number formats; the last match counts, an empty list leaves the graph in float32), and
 `bounds` maps a figure of the parity gate to its limit and the reason for it. `rotated`, if it is there and true, has
-the decoder's residual stream turned before it is quantized (`export/rotation.py`). `cache` is what the cache's keys and
-values are, `float32` (where nothing is said) or `int8`. `extends` names a recipe of the project, whose fields count
-where the file has none.
+the residual streams of the decoder (`export/rotation.py`) and of a vision transformer that isn't integers alone
+(`export/vit_rotation.py`) turned before they are quantized. `cache` is what the cache's keys and values are, `float32`
+(where nothing is said) or `int8`. `extends` names a recipe of the project, whose fields count where the file has none.
 
 A decoder's operators are named `decode/layers_11_down/product`, by signature and weight (`export/decoder_weights.py`).
 """
@@ -40,7 +40,7 @@ class Recipe:
     Args:
         graphs: graph to its `litert-quantizer` entries.
         bounds: figure to its limit; a cosine or agreement is a least value, a divergence or ratio a greatest.
-        rotated: whether the decoder's residual stream is turned first, so that no channel stands out.
+        rotated: whether residual streams are turned first, so that no channel stands out.
         cache: what the cache's keys and values are, one of `seed_story.config.CACHE_DTYPES`.
         scales: which of a checkpoint's learned scales the rounded matrices get (`export/learned_scales.py`); None for
             those that rounding chose.
