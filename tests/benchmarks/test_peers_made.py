@@ -100,11 +100,12 @@ MAKER = """
 import sys
 from pathlib import Path
 *sources, target = sys.argv[1:]
+name = Path(target).name  # the folder's is random
 with open(LOG, "a") as log:
-    print(Path(target).name, file=log)
-if "bad" in target:
+    print(name, file=log)
+if name == "bad":
     raise SystemExit("no such operator")
-if "lazy" not in target:
+if name != "lazy":
     Path(target).write_text("+".join(Path(source).read_text() for source in sources) or "weights")
 """
 
