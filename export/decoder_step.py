@@ -49,6 +49,13 @@ def _parted(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     return tf.slice(x, [0, 0, 0], [a, b, at]), tf.slice(x, [0, 0, at], [a, b, columns - at])
 
 
+def _scores_of(queries: Tensor, keys: Tensor) -> Tensor:
+    """The products of queries `[v, rows, d]` and keys `[v, m, d]`: `[v, rows, m]`."""
+    if keys.shape[1] == 1:  # a matrix product would copy the one key into a layout of its own first
+        return tf.reduce_sum(queries * keys, -1, keepdims=True)
+    return tf.matmul(queries, keys, transpose_b=True)
+
+
 class DecoderStep:
     """`prefill_N`, `decode` or `verify_K`, by its signature: it also gives the logits of several last tokens.
 
@@ -149,15 +156,14 @@ class DecoderStep:
         both = tf.reshape(both, [v, 2, rows, k]) * tf.slice(shared["region"], [0, 0, 0, 0], [1, 2, 1, k])
         ring, kept = (tf.slice(both, [0, i, 0, 0], [v, 1, rows, k]) for i in (0, 1))
         others = key if self.few else tf.concat([_rows(cache, k, slots), key], axis=1)
-        by_position = tf.matmul(_rows(queries, 0, rows), others, transpose_b=True)
-        return [tf.reshape(ring + kept, [v, rows, k]), by_position]
+        return [tf.reshape(ring + kept, [v, rows, k]), _scores_of(_rows(queries, 0, rows), others)]
 
     def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
         """Values by their weights `[v, rows, columns + m]`: `[v, rows, d]`; `value` `[v, m, d]` is the chunk's own."""
         cache = inputs[value_cache(layer)]
         if self.few:
             old, new = _parted(weights, self.slots)
-            return tf.matmul(old, cache) + tf.matmul(new, value)
+            return tf.matmul(old, cache) + (new * value if self.m == 1 else tf.matmul(new, value))
         return tf.matmul(weights, tf.concat([cache, value], axis=1))
 
     def _project(self, qkv: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,15 +204,15 @@ class Int8Step(DecoderStep):
     ) -> list[Tensor]:
         cache, rows = key_cache(layer), queries.shape[1] // 2
         by_position, in_cache = _rows(queries, 0, rows), _rows(queries, rows, 2 * rows)
-        coded = tf.matmul(by_position[None], self._float_rows(cache, inputs), transpose_b=True)
+        coded = tf.matmul(tf.expand_dims(by_position, 0), self._float_rows(cache, inputs), transpose_b=True)
         coded = tf.reshape(coded, [self.v, rows, self.slots])
         exact = tf.matmul(in_cache, inputs[sinks_of(cache)], transpose_b=True)
-        return [self._scaled(coded, cache, inputs), exact, tf.matmul(by_position, key, transpose_b=True)]
+        return [self._scaled(coded, cache, inputs), exact, _scores_of(by_position, key)]
 
     def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
         cache = value_cache(layer)
         coded, exact = _parted(weights, self.slots)
-        mixed = tf.matmul(self._scaled(coded, cache, inputs)[None], self._float_rows(cache, inputs))
+        mixed = tf.matmul(tf.expand_dims(self._scaled(coded, cache, inputs), 0), self._float_rows(cache, inputs))
         mixed = tf.reshape(mixed, [self.v, weights.shape[1], self.d])
         return mixed + tf.matmul(exact, tf.concat([inputs[sinks_of(cache)], value], axis=1))
 
