@@ -29,7 +29,8 @@ from model.rotation import Doubles, rotation_matrix
 from seed_story.config import LlamaConfig
 
 Moment = tuple[str, npt.NDArray[Any], npt.NDArray[Any]]
-"""A matrix's name, its weights `[outputs, inputs]`, and the sum of `x^T x` over its inputs x, `[inputs, inputs]`."""
+"""A matrix's name, its weights `[outputs, inputs]`, and the sum of `x^T x` over its inputs x, `[inputs, inputs]`; those
+of `down` as they are before their turn."""
 
 _FLOOR, _TINY = 1e-6, 1e-30
 """Of the mean, and beside it: what a variance or a sum of squares is at least, so that nothing is divided by zero."""
@@ -72,8 +73,8 @@ def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
             both = (moment, weights.T @ weights)
             read, weighed = (total + of / np.trace(of) for total, of in zip((read, weighed), both, strict=True))
         elif name.endswith("_down"):
-            blocks = (_blocks(moment, len(turn)), _grams(weights, len(turn)))
-            scales.append(_multiples(*(np.einsum("cii->ci", turn @ of @ turn).reshape(-1) for of in blocks)))
+            squares = np.einsum("cii->ci", turn @ _grams(weights, len(turn)) @ turn).reshape(-1)
+            scales.append(_multiples(np.diag(moment), squares))
         elif name.endswith("_o"):
             blocks = (_blocks(moment, config.head_dim), _grams(weights, config.head_dim))
             heads = (of.reshape(config.num_kv_heads, config.group, *of.shape[1:]).sum(1) for of in blocks)

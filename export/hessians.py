@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
-from export.decoder_weights import NORM, ROTATED_NORM, head_name
+from export.decoder_weights import DOWN_ROTATION, NORM, ROTATED_NORM, head_name
 from export.flatbuffer import with_constants
 from export.layer_graph import EMBEDDINGS, KEYS, VALUES, layer_matrices, write_layer
+from model.rotation import in_blocks
 from model.story_source import StorySource
 from quantization.calibration import Floats, Ids, calibration_rows
 from quantization.locate import chunk_inputs
@@ -55,6 +56,9 @@ def decoder_hessians(
 ) -> Iterator[tuple[str, Floats]]:
     """The layers' matrices in order, then the head, each with the sum of `x^T x` over all its inputs x.
 
+    A rotated `down` has the sum of what it is given before the graph turns it: what is huge there is huge in few
+    channels, and turned it would leave the others' sums nothing of float32's digits.
+
     All stories go through one layer before the next layer is made: so what is in memory doesn't grow with their number.
 
     Args:
@@ -68,6 +72,7 @@ def decoder_hessians(
         A name, and the sum, float32 `[inputs, inputs]`.
     """
     streams, file = list(stories), work / "layer.tflite"
+    turn = make(DOWN_ROTATION) if DOWN_ROTATION in shapes else None
     model, buffers = with_constants(skeleton, shapes)
     for layer in range(llama.num_layers):
         weights = {name: make(name) for name in layer_matrices(layer)}
@@ -75,7 +80,7 @@ def decoder_hessians(
                     prefill_name(size), layer, file)  # fmt: skip
         run = Runner(file, threads)
         sums = {name: np.zeros((weight.shape[1],) * 2, np.float32) for name, weight in weights.items()}
-        streams = [_through(run, rows, llama, cache, size, sums) for rows in streams]
+        streams = [_through(run, rows, llama, cache, size, sums, turn) for rows in streams]
         del run
         yield from sums.items()
     file.unlink()
@@ -93,8 +98,13 @@ def _through(
     cache: SinkCache,
     size: int,
     sums: Mapping[str, Floats],
+    turn: Floats | None,
 ) -> Floats:
-    """One story's residual stream `[t, hidden]` through a layer; adds to `sums` what its matrices are given."""
+    """One story's residual stream `[t, hidden]` through a layer; adds to `sums` what its matrices are given.
+
+    Args:
+        turn: that of what `down` reads, its own inverse.
+    """
     cache.reset()
     made = []
     while len(rows):
@@ -103,6 +113,8 @@ def _through(
         cache.store(found[KEYS][None], found[VALUES][None], len(chunk))
         for name, total in sums.items():
             x = found[name].reshape(-1, len(total))[-len(chunk) :]
+            if turn is not None and name.endswith("_down"):
+                x = in_blocks(x, turn)
             total += x.T @ x
         made.append(found[EMBEDDINGS][-len(chunk) :])
     return np.concatenate(made)

@@ -37,7 +37,7 @@ from export.decoder_weights import (
     down_block,
     skeleton_weight,
 )
-from model.rotation import Doubles, rotation_matrix
+from model.rotation import Doubles, in_blocks, rotation_matrix
 from seed_story.config import LlamaConfig
 
 
@@ -73,7 +73,7 @@ def rotated_weight(
     if kind == "gate_up":
         made[len(scales) :] *= scales[:, None]
     if kind == "down":
-        made = _in_blocks(made / scales, small)
+        made = in_blocks(made / scales, small)
     reads = kind in ("qkv", "gate_up")  # the others write to the stream
     return (_reading(made @ turn, balance) if reads else _writing(turn @ made, balance)).astype(np.float32)
 
@@ -83,7 +83,7 @@ def balanced_inputs(config: LlamaConfig, balance: Balance, name: str, rows: npt.
 
     Args:
         name: of a layer's matrix, or of the head, which is given the same.
-        rows: in the turned channels, `[n, inputs]`.
+        rows: in the turned channels, but those of `down` as they are before their turn, `[n, inputs]`.
 
     Returns:
         `[n, inputs]`.
@@ -97,16 +97,10 @@ def balanced_inputs(config: LlamaConfig, balance: Balance, name: str, rows: npt.
         by_head = made.reshape(len(made), len(values), config.group, -1)
         made = np.einsum("nvgj,vij->nvgi", by_head, values).reshape(made.shape)
     if kind == "down":
-        small = rotation_matrix(down_block(config))
-        made = _in_blocks(_in_blocks(made, small) * balance.scales[int(layer)], small)
+        made = in_blocks(made * balance.scales[int(layer)], rotation_matrix(down_block(config)))
     if kind in ("qkv", "gate_up"):
         made += (made @ balance.directions) * (balance.shares - 1) @ balance.directions.T
     return made
-
-
-def _in_blocks(rows: Doubles, small: Doubles) -> Doubles:
-    """Rows `[n, inputs]` of which every block of channels is turned by `small`."""
-    return np.asarray((rows.reshape(len(rows), -1, len(small)) @ small).reshape(rows.shape))
 
 
 def _narrowing(balance: Balance) -> Doubles:

@@ -27,3 +27,8 @@ def rotation_matrix(size: int) -> Doubles:
 def turned(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Rows `[..., size]` in the turned channels; turned ones, as they were."""
     return np.asarray(rows @ rotation_matrix(rows.shape[-1]), np.float32)
+
+
+def in_blocks(rows: npt.NDArray[Any], turn: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows `[n, inputs]` of which every block of channels is turned by a matrix `[block, block]`."""
+    return np.asarray((rows.reshape(len(rows), -1, len(turn)) @ turn).reshape(rows.shape))

@@ -39,17 +39,15 @@ def moments(direction: npt.NDArray[np.float64]) -> list[tuple[str, Floats, npt.N
     rows = stream(direction)
     hidden = random.normal(size=(4000, CONFIG.intermediate_size))
     hidden[:, 7] *= 100
-    turn = rotation_matrix(32)
     attended = random.normal(size=(4000, CONFIG.num_heads, CONFIG.head_dim))
     attended[..., 2] += 9 * attended[..., 5]
     attended = attended.reshape(4000, -1)
-    turned = (hidden.reshape(4000, -1, 32) @ turn).reshape(hidden.shape)
 
     def all_of_them() -> Iterator[tuple[str, Floats, npt.NDArray[np.float64]]]:
         for name in weight_shapes(CONFIG, rotated=True):
             made = rotated_weight(CONFIG, weights, none, name)
             if name.startswith("layers"):
-                given = {"o": attended, "down": turned}.get(name.rsplit("_", 1)[1], rows)
+                given = {"o": attended, "down": hidden}.get(name.rsplit("_", 1)[1], rows)
                 yield name, made, given.T @ given
 
     return list(all_of_them())

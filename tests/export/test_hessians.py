@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from ai_edge_litert.interpreter import Interpreter
 
 from export.decoder_weights import weight_shapes
 from export.flatbuffer import with_constants
-from export.hessians import decoder_hessians
+from export.hessians import Make, decoder_hessians
 from export.layer_graph import write_layer
+from model.rotation import in_blocks
 from quantization.locate import chunk_inputs
 from quantization.surgery import OpenGraph, Runner
 from seed_story.cache import SinkCache
@@ -33,15 +35,17 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return export_tiny(CONFIG, CACHE.slots, tmp_path_factory.mktemp("h"), rotated=rotated, sink_rows=sink_rows)
 
 
-def hessians(decoder: TinyDecoder, size: int, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+def hessians(
+    decoder: TinyDecoder, size: int, folder: Path, lengths: Sequence[int] = LENGTHS, make: Make | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
     found = decoder_hessians(
         decoder.skeleton,
         weight_shapes(CONFIG, rotated=decoder.rotated),
-        decoder.make,
+        make or decoder.make,
         CONFIG,
         SinkCache(replace(CONFIG, num_layers=1), CACHE, decoder.sink_rows),
         size,
-        (decoder.embeddings(count, seed) for seed, count in enumerate(LENGTHS)),
+        (decoder.embeddings(count, seed) for seed, count in enumerate(lengths)),
         threads=1,
         work=folder,
     )
@@ -77,12 +81,30 @@ def test_layer_by_layer_is_the_same_as_all_at_once(decoder: TinyDecoder, tmp_pat
             cache.store(told["k"], told["v"], len(chunk))
             for name, output in outputs.items():
                 x = told[output][-len(chunk) :]
+                if decoder.rotated and name.endswith("_down"):
+                    x = in_blocks(x, decoder.make("down_rotation"))
                 expected[name] = expected[name] + x.T @ x
     (tmp_path / "work").mkdir()
     found = hessians(decoder, 8, tmp_path / "work")
     assert list(found) == [*outputs, "embed_tokens"]
     for name, total in expected.items():
         np.testing.assert_array_equal(found[name], total, name)
+
+
+def test_what_is_huge_in_few_channels_leaves_the_others_their_digits(tmp_path: Path) -> None:
+    """What a rotated `down` reads, of a decoder with a channel 3,000 times as loud: positive, once each is as loud."""
+    rotated = export_tiny(CONFIG, CACHE.slots, tmp_path, rotated=True)
+
+    def make(name: str) -> npt.NDArray[np.float32]:
+        made = rotated.make(name).copy()
+        if name == "layers_0_gate_up":
+            made[CONFIG.intermediate_size + 5] *= 3000
+        return made
+
+    (tmp_path / "work").mkdir()
+    found = hessians(rotated, 8, tmp_path / "work", (200, 200), make)["layers_0_down"]
+    scale = 1 / np.sqrt(np.diag(found).astype(np.float64))
+    assert np.linalg.eigvalsh(scale[:, None] * found * scale).min() > 0
 
 
 def test_the_head_is_given_what_comes_of_all_layers(decoder: TinyDecoder, tmp_path: Path) -> None:

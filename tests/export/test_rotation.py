@@ -14,11 +14,11 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from export.balance import Balance
-from export.decoder_weights import head_name, weight_shapes
+from export.decoder_weights import down_block, head_name, weight_shapes
 from export.network_graphs import write_qformer
 from export.rotation import balanced_inputs, rotated_weight
 from model.qformer import QFormer
-from model.rotation import rotation_matrix, turned
+from model.rotation import in_blocks, rotation_matrix, turned
 from seed_story.backends import open_graph
 from seed_story.config import CacheConfig, QFormerConfig
 from seed_story.contract import PROJECT, qformer_signatures
@@ -159,7 +159,8 @@ def test_a_balanced_matrix_makes_the_same_of_its_inputs(name: str) -> None:
             continue
         plain, made = (rotated_weight(config, weights, one, matrix).astype(np.float64) for one in (none, balance))
         rows = np.random.default_rng(0).normal(size=(7, plain.shape[1]))
-        expected, found = rows @ plain.T, balanced_inputs(config, balance, matrix, rows) @ made.T
+        given = in_blocks(rows, rotation_matrix(down_block(config))) if matrix.endswith("_down") else rows
+        expected, found = given @ plain.T, balanced_inputs(config, balance, matrix, rows) @ made.T
         if matrix.endswith(("_o", "_down")):
             expected, found = expected[:, :size] @ narrowing.T, found[:, :size]
         if matrix.endswith("_gate_up"):  # `up` makes multiples, which `down` undoes
