@@ -15,10 +15,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dtrtri
+from scipy.linalg.lapack import dpotrf, dtrtri
 
 from quantization.recipe import entry_of
-from seed_story.errors import ConfigError
+from seed_story.errors import ConfigError, ExportError
 
 Floats = npt.NDArray[np.float32]
 
@@ -82,6 +82,7 @@ def gptq(weights: Floats, hessian: npt.NDArray[Any], grid: Grid) -> Floats:
 
     Raises:
         ConfigError: the blocks don't fill the rows.
+        ExportError: the Hessian isn't positive.
     """
     if grid.block and weights.shape[1] % grid.block:
         raise ConfigError("a recipe's blocks don't fill the rows of a matrix", got=f"{weights.shape[1]} inputs",
@@ -117,7 +118,12 @@ def _inverse_factor(hessian: npt.NDArray[Any]) -> Floats:
     """
     damped = hessian.astype(np.float64)
     damped[np.diag_indices(len(damped))] += _DAMPING * np.mean(np.diag(damped)) + _TINY
-    inverse, _ = dtrtri(np.linalg.cholesky(damped[::-1, ::-1]), lower=1)
+    root, failed = dpotrf(damped[::-1, ::-1], lower=1)
+    if failed or not np.isfinite(root).all():
+        raise ExportError("GPTQ can't round a matrix by what it is given", got="a Hessian that isn't positive",
+                          expected="the sum of squares of finite inputs",
+                          hint="Are the model's weights whole? A recipe without GPTQ needs no inputs.")  # fmt: skip
+    inverse, _ = dtrtri(root, lower=1)
     return np.asarray(inverse[::-1, ::-1], np.float32)
 
 

@@ -11,7 +11,7 @@ from litert_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
 from litert_quantizer.qtyping import QuantGranularity, UniformQuantParams
 
 from quantization.gptq import Grid, gptq, grid_of, without_gptq
-from seed_story.errors import ConfigError
+from seed_story.errors import ConfigError, ExportError
 
 Floats = npt.NDArray[Any]
 
@@ -93,6 +93,14 @@ def test_blocks_must_fill_the_rows() -> None:
     weights, hessian = material(inputs=48)
     with pytest.raises(ConfigError, match="48 inputs"):
         gptq(weights, hessian, Grid(4, 32))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -50.0], ids=["not finite", "negative"])
+def test_a_hessian_that_cannot_be_one_is_refused(wrong: float) -> None:
+    weights, hessian = material()
+    hessian[7, 7] = wrong * np.diag(hessian).mean()
+    with pytest.raises(ExportError, match="can't round a matrix by what it is given"):
+        gptq(weights, hessian, Grid(8))
 
 
 def entry(regex: str, algorithm: str = "GPTQ", **weights: Any) -> dict[str, Any]:
