@@ -56,6 +56,11 @@ def _scores_of(queries: Tensor, keys: Tensor) -> Tensor:
     return tf.matmul(queries, keys, transpose_b=True)
 
 
+def _mixture_of(weights: Tensor, values: Tensor) -> Tensor:
+    """Values `[v, m, d]` by their weights `[v, rows, m]`: `[v, rows, d]`; one value as one key in `_scores_of`."""
+    return weights * values if values.shape[1] == 1 else tf.matmul(weights, values)
+
+
 class DecoderStep:
     """`prefill_N`, `decode` or `verify_K`, by its signature: it also gives the logits of several last tokens.
 
@@ -163,7 +168,7 @@ class DecoderStep:
         cache = inputs[value_cache(layer)]
         if self.few:
             old, new = _parted(weights, self.slots)
-            return tf.matmul(old, cache) + (new * value if self.m == 1 else tf.matmul(new, value))
+            return tf.matmul(old, cache) + _mixture_of(new, value)
         return tf.matmul(weights, tf.concat([cache, value], axis=1))
 
     def _project(self, qkv: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,6 +209,7 @@ class Int8Step(DecoderStep):
     ) -> list[Tensor]:
         cache, rows = key_cache(layer), queries.shape[1] // 2
         by_position, in_cache = _rows(queries, 0, rows), _rows(queries, rows, 2 * rows)
+        # Not `[None]`, which is a STRIDED_SLICE: a copy.
         coded = tf.matmul(tf.expand_dims(by_position, 0), self._float_rows(cache, inputs), transpose_b=True)
         coded = tf.reshape(coded, [self.v, rows, self.slots])
         exact = tf.matmul(in_cache, inputs[sinks_of(cache)], transpose_b=True)
