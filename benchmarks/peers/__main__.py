@@ -14,6 +14,7 @@ from benchmarks.peers.measure import Result
 from benchmarks.peers.report import to_json, to_text
 from benchmarks.peers.session import Setting, make_plan, run
 from benchmarks.peers.table import CACHE_LENGTH, PEERS, Engine
+from benchmarks.roofline import read_bandwidth_gb_s
 from quantization.reference import check_reference
 from seed_story.bundle import Bundle
 from seed_story.cli import whole
@@ -48,21 +49,24 @@ def _run(args: argparse.Namespace) -> int:
     workshop = Workshop(args.venvs.absolute(), cache_dir() / "benchmarks" / "peers", note)
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(peers, setting, workshop, Path(folder))
-        if not args.prepare:
-            run(plan, setting, Path(folder), note)
-    if args.prepare:
-        write_json({"gaps": to_json(peers, plan.results)["gaps"]})
-        return 0
-    _print(peers, plan.results, setting)
+        if args.prepare:
+            write_json({"gaps": to_json(peers, plan.results)["gaps"]})
+            return 0
+        reads = [read_bandwidth_gb_s(args.threads)]
+        run(plan, setting, Path(folder), note)
+        reads.append(read_bandwidth_gb_s(args.threads))
+    _print(peers, plan.results, setting, [round(read, 1) for read in reads])
     return 0
 
 
-def _print(peers: Sequence[Engine], results: Mapping[str, Result], setting: Setting) -> None:
+def _print(peers: Sequence[Engine], results: Mapping[str, Result], setting: Setting, reads: Sequence[float]) -> None:
+    """Of `reads`: where a host has put the virtual CPUs decides how fast they read memory, and what is faster."""
     loads = [round(load, 1) for load in os.getloadavg()]
     head = f"{cpu_model()}, {setting.threads} threads, {setting.depth} tokens, {setting.rounds} rounds"
-    write(f"{head}: median [quartiles]; load average at the end {loads[1]}\n\n{to_text(peers, results)}\n")
+    memory = f"memory read at {reads[0]} GB/s before, {reads[1]} after"
+    write(f"{head}: median [quartiles]; load average at the end {loads[1]}, {memory}\n\n{to_text(peers, results)}\n")
     write_json({"cpu": cpu_model(), "threads": setting.threads, "depth": setting.depth, "rounds": setting.rounds,
-                "load_average": loads, **to_json(peers, results)})  # fmt: skip
+                "load_average": loads, "read_bandwidth_gb_s": reads, **to_json(peers, results)})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,7 +14,15 @@ from model.presets import SEED_STORY_135M
 _HERE = Path(__file__).parents[1]
 _MAKERS = _HERE / "makers"
 
-LLAMA_CPP = Venv("llama-cpp", ("llama-cpp-python==0.3.36",))
+
+def without_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """For a compiler that would use AMX: with it, llama.cpp ends in a segmentation fault (ggml-org/llama.cpp#20824)."""
+    if not cpuinfo.is_file() or " amx_int8" not in cpuinfo.read_text(encoding="utf-8", errors="replace"):
+        return {}
+    return {"CMAKE_ARGS": "-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"}
+
+
+LLAMA_CPP = Venv("llama-cpp", ("llama-cpp-python==0.3.36",), without_amx)
 TORCH = Venv("torch", ("torch==2.13.0", "transformers==5.23.0"))
 LITERT_LM = Venv("litert-lm", ("litert-lm-api==0.18.1",))
 GENAI = Venv("onnxruntime-genai", ("onnxruntime-genai==0.18.0", "onnxruntime==1.32.0"))

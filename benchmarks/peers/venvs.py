@@ -26,10 +26,12 @@ class Venv:
     Args:
         name: of its folder; empty for the Python that runs this, which has this project.
         pins: `distribution==version`.
+        build: what the environment has beside when they are installed.
     """
 
     name: str
     pins: tuple[str, ...] = ()
+    build: Callable[[], Mapping[str, str]] = dict
 
 
 OWN = Venv("")
@@ -71,7 +73,7 @@ def ready_python(venv: Venv, folder: Path, say: Callable[[str], None]) -> str:
     home.parent.mkdir(parents=True, exist_ok=True)
     try:
         _call([sys.executable, "-m", "venv", str(home)])
-        _call([str(python), *_PIP, *venv.pins])
+        _call([str(python), *_PIP, *venv.pins], venv.build())
     except Gap:
         shutil.rmtree(home, ignore_errors=True)  # else it would look like one that fits some day
         raise
@@ -89,8 +91,8 @@ def fits(python: str, pins: Sequence[str]) -> bool:
     return done.returncode == 0 and [v.partition("+")[0] for v in done.stdout.split()] == list(wanted.values())
 
 
-def _call(command: Sequence[str]) -> None:
-    run(command, timeout=_HOUR, environment=peer_environment())
+def _call(command: Sequence[str], beside: Mapping[str, str] | None = None) -> None:
+    run(command, timeout=_HOUR, environment={**peer_environment(), **(beside or {})})
 
 
 def run(command: Sequence[str], *, timeout: float, environment: Mapping[str, str], cwd: Path | None = None) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.peers import venvs
 from benchmarks.peers.files import Made, Workshop
+from benchmarks.peers.table import without_amx
 from benchmarks.peers.venvs import OWN, Gap, Venv, fits, last_line, peer_environment, ready_python, run
 
 
@@ -177,3 +178,21 @@ def test_a_missing_venv_is_remembered(tmp_path: Path, said: list[str], monkeypat
         with pytest.raises(Gap, match="offline"):
             workshop.python(Venv("peer", ("engine==1",)))
     assert said == ["tried"]
+
+
+def test_llama_cpp_is_built_without_amx_where_there_is_any(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    assert without_amx(cpuinfo) == {}
+    cpuinfo.write_text("flags\t: fpu avx512_vnni\n")
+    assert without_amx(cpuinfo) == {}
+    cpuinfo.write_text("flags\t: fpu amx_bf16 amx_tile amx_int8\n")
+    assert "-mno-amx-int8" in without_amx(cpuinfo)["CMAKE_ARGS"]
+
+
+def test_a_venv_is_installed_in_its_own_environment(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(venvs, "run", lambda *_, environment, **__: environments.append(environment))
+    ready_python(Venv("peer", ("engine==1",), lambda: {"CMAKE_ARGS": "-DX=1"}), tmp_path, said.append)
+    assert environments[-1]["CMAKE_ARGS"] == "-DX=1"
