@@ -154,7 +154,7 @@ def measure(model: SEEDStory, *, every: int, tokens: int, rounds: int) -> dict[s
     """
     decoder, size = model.decoder, model.bundle.manifest.story.picture_tokens
     model.begin()
-    row, cases = decoder.embed([1]), cases_of(model.cache, every, attention=model.bundle.manifest.attention)
+    row, cases = decoder.embed([1]), cases_of(model.cache, every, attention=model.bundle.manifest.steps.attention)
     for index in tqdm(range(rounds + 1), desc="cache", unit="round"):  # the first isn't counted
         for case in cases[index % len(cases) :] + cases[: index % len(cases)]:
             turn(decoder, case, row, tokens, size)

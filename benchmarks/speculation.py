@@ -91,7 +91,7 @@ def _tell_until(story: Story, tokens: int) -> None:
 def costs(model: SEEDStory, beside: SEEDStory | None, rounds: int) -> dict[str, list[float]]:
     """`verify_cost` and `decode_cost`, quartiles over the rounds, in turns."""
     one = _stepper(model, 0)
-    calls = {"verify_cost": _stepper(model, model.bundle.manifest.verify - 1)}
+    calls = {"verify_cost": _stepper(model, model.bundle.manifest.steps.verify - 1)}
     if beside:
         calls["decode_cost"] = _stepper(beside, 0)
     times = {name: np.empty(rounds) for name in calls}
@@ -147,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
         models = [opened(args.bundle), opened(args.bundle)]
         found = measure(models, args.picture, tokens=args.tokens, turn=args.turn)
         cost = costs(models[0], opened(args.beside) if args.beside else None, args.rounds)
-        verify, threads = models[0].bundle.manifest.verify, models[0].threads
+        verify, threads = models[0].bundle.manifest.steps.verify, models[0].threads
     write(f"{cpu_model()}, {threads} threads, {len(args.picture)} stories of {args.tokens} tokens, verify_{verify}: "
           "median [quartiles]\n")  # fmt: skip
     for name, row in found.items():

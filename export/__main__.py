@@ -11,7 +11,7 @@ from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.cli import whole
 from seed_story.config import CacheConfig
-from seed_story.contract import DECODE_ATTENTION, PREFILL_SIZES
+from seed_story.contract import BEGIN_SIZES, DECODE_ATTENTION, PREFILL_SIZES, Steps
 from seed_story.errors import SeedStoryError, UsageError
 from seed_story.policies import ATTENTION_MASS, MULTIMODAL_SINK, PICTURE_EVICTIONS, POLICIES, TEXT_SINK
 from seed_story.quiet import quiet_stderr
@@ -46,8 +46,8 @@ def _run(args: argparse.Namespace) -> int:
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
     if args.trim_vocabulary:
         source = trim_source(source, read_corpus(args.trim_vocabulary))
-    options = ExportOptions(cache, tuple(args.prefill), not args.no_attention, args.force, args.calibration,
-                            args.verify)  # fmt: skip
+    steps = Steps(tuple(args.prefill), tuple(args.begin), not args.no_attention, args.verify)
+    options = ExportOptions(cache, steps, args.force, args.calibration)
     bundle = export_bundle(source, recipe, args.out, options)
     print(summary(bundle))
     if not source.qformer_trained:
@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
                         help=f"a smaller decoder without {DECODE_ATTENTION}, which {ATTENTION_MASS} needs")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="+", default=list(PREFILL_SIZES), metavar="N",
                         help="chunk sizes of the prefill graphs (default: 16 64 128)")  # fmt: skip
+    parser.add_argument("--begin", type=int, nargs="*", default=list(BEGIN_SIZES), metavar="N",
+                        help="and of the graphs that read a story's first tokens, which take little more than half "
+                        "the time (default: 64 128)")  # fmt: skip
     parser.add_argument("--verify", type=whole(2), default=0, metavar="K",
                         help="a decoder that tests K tokens in one run, to speculate with: much faster where a story "
                         "repeats itself, as at temperature 0 (8 is good; default: none)")  # fmt: skip

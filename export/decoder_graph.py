@@ -6,7 +6,7 @@ nothing; `export/flatbuffer.py` puts the weights in afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,29 @@ import tensorflow as tf
 from export.decoder_step import DecoderStep, Int8Step, Tensor
 from export.decoder_weights import TABLE, weight_shapes
 from seed_story.config import LlamaConfig
-from seed_story.contract import EMBED, Signature, decoder_signatures
+from seed_story.contract import EMBED, Signature, Steps, decoder_signatures
 
 
 def write_skeleton(
     config: LlamaConfig,
     slots: int,
-    prefill_sizes: Sequence[int],
+    steps: Steps,
     folder: Path,
     *,
-    attention: bool = False,
     rotated: bool = False,
     sink_rows: int | None = None,
-    verify: int = 0,
 ) -> bytes:
     """Traces all signatures and converts them: a `.tflite` whose weights are still inputs.
 
     Args:
         folder: an empty folder for the intermediate SavedModel.
-        attention: whether `decode_attention` is among them.
         rotated: as in `weight_shapes`.
         sink_rows: float32 rows beside an int8 cache; None for a float32 cache.
-        verify: K of the `verify_K` among them, or 0 for none.
     """
     shapes = weight_shapes(config, rotated=rotated)
     functions = {EMBED: _trace_embed(shapes)}
-    _, *steps = decoder_signatures(config, slots, prefill_sizes, attention, sink_rows, verify)
-    for step in steps:
+    _, *others = decoder_signatures(config, slots, steps, sink_rows)
+    for step in others:
         kind = DecoderStep if sink_rows is None else Int8Step
         functions[step.name] = _trace_step(kind(config, slots, step), step, shapes)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)

@@ -74,7 +74,8 @@ class DecoderStep:
         self.block = shapes[PLACE][0] if PLACE in shapes else 0
         self.m = self.block or self.n
         self.few = self.n == 1 or self.block > 0  # sums in the order of single tokens, to come to the same bits
-        self.columns = shapes["mask"][1] - self.m
+        self.columns = shapes["mask"][1] - self.m  # 0: the cache is empty, and isn't read
+        self.rotations = shapes["cos"][1]
         self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,8 +85,8 @@ class DecoderStep:
             broad = _matmul(x, inputs[BROAD])
             x = tf.pad(x, [[0, 0], [0, broad.shape[1]]]) + _matmul(broad, inputs[NARROWING])
         shared = {
-            "cos": tf.reshape(inputs["cos"], [self.n, 1, 2, 1, self.d]),
-            "sin": tf.reshape(inputs["sin"], [self.n, 1, 2, 1, self.d]),
+            "cos": tf.reshape(inputs["cos"], [self.n, 1, self.rotations, 1, self.d]),
+            "sin": tf.reshape(inputs["sin"], [self.n, 1, self.rotations, 1, self.d]),
             "mask": tf.reshape(inputs["mask"], [1, self.n, self.columns + self.m]),
         }
         if "region" in inputs:
@@ -132,9 +133,12 @@ class DecoderStep:
         n, v, g, d = self.n, self.v, self.g, self.d
         queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
         keys, values = (self._in_block(*one, layer, inputs) for one in ((key, BLOCK_K), (value, BLOCK_V)))
-        scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
+        if self.columns:
+            scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
+        else:
+            scores = _scores_of(queries, keys)
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
-        mixed = self._mixed(weights, values, layer, inputs)  # [v, rows, d]
+        mixed = self._mixed(weights, values, layer, inputs) if self.columns else _mixture_of(weights, values)
         if n > 1:
             mixed = tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2])
         return tf.reshape(mixed, [n, v * g * d]), key, value, weights
@@ -178,17 +182,17 @@ class DecoderStep:
             Queries `[v, 2 rows, d]` (rows = g n, by position, then by place inside the cache), and key and value,
             `[v, n, d]`.
         """
-        n, v, g, d = self.n, self.v, self.g, self.d
+        n, v, g, d, turns = self.n, self.v, self.g, self.d, self.rotations
         qk = tf.reshape(tf.slice(qkv, [0, 0], [n, v * (g + 1) * d]), [n, v, 1, g + 1, d])
         value = tf.slice(qkv, [0, v * (g + 1) * d], [n, v * d])
         left, right = tf.split(qk, 2, axis=-1)
-        turned = qk * shared["cos"] + tf.concat([right, left], axis=-1) * shared["sin"]  # [n, v, 2, g + 1, d]
+        turned = qk * shared["cos"] + tf.concat([right, left], axis=-1) * shared["sin"]  # [n, v, turns, g + 1, d]
         key = tf.slice(turned, [0, 0, 0, g, 0], [n, v, 1, 1, d])
-        queries = tf.slice(turned, [0, 0, 0, 0, 0], [n, v, 2, g, d])
+        queries = tf.slice(turned, [0, 0, 0, 0, 0], [n, v, turns, g, d])
         if n > 1:  # else there is nothing to move: the axes of length one only change their places
             queries = tf.transpose(queries, [1, 2, 3, 0, 4])
             key, value = (tf.transpose(tf.reshape(t, [n, v, d]), [1, 0, 2]) for t in (key, value))
-        return tf.reshape(queries, [v, 2 * g * n, d]), tf.reshape(key, [v, n, d]), tf.reshape(value, [v, n, d])
+        return tf.reshape(queries, [v, turns * g * n, d]), tf.reshape(key, [v, n, d]), tf.reshape(value, [v, n, d])
 
     def _masked(self, scores: Tensor, mask: Tensor) -> Tensor:
         if self.n == 1:

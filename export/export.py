@@ -21,7 +21,7 @@ from export.flatbuffer import fill_skeleton
 from export.integer_ops import with_integer_ops
 from export.learned_scales import lacks_scales
 from export.network_graphs import write_qformer, write_vit
-from export.parity import STEPS, STORY, Parity, check, decoder_tokens, measure_decoder, measure_vision
+from export.parity import STEPS, STORY, Parity, check, chunk_lengths, decoder_tokens, measure_decoder, measure_vision
 from export.rounding import Reading, gptq_grids, rounded_weights
 from model.story_model import StoryModel
 from model.story_source import StorySource
@@ -40,10 +40,10 @@ from seed_story.contract import (
     DECODER,
     ENCODE,
     END_PICTURE,
-    PREFILL_SIZES,
     PROJECT,
     QFORMER,
     VIT,
+    Steps,
 )
 from seed_story.decoder import Decoder
 from seed_story.errors import ExportError, UsageError
@@ -63,32 +63,30 @@ class ExportOptions:
 
     Args:
         cache: geometry of the cache.
-        prefill_sizes: N of the `prefill_N` graphs, 2 or more (`decode` is the one of 1).
-        attention: whether the decoder gets `decode_attention`, which the picture eviction `attention-mass` needs.
+        steps: which signatures the decoder gets; with `decode_attention`, which the picture eviction `attention-mass`
+            needs, and with a `verify_K` a session can speculate.
         force: write a bundle that misses its recipe's bounds, marked in its manifest.
         calibration: a folder of stories with pictures (`quantization/calibration.py`), read by recipes that need it.
-        verify: K of the `verify_K` graph, with which a session can speculate; 0 for none.
 
     Raises:
-        UsageError: a size is below 2, or given twice; K is more than the ring, or there is no prefill beside it; or the
-            cache needs `decode_attention`.
+        UsageError: a chunk's size is below 2, or given twice; K is more than the ring, or there is no prefill beside
+            it; or the cache needs `decode_attention`.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
-    prefill_sizes: tuple[int, ...] = PREFILL_SIZES
-    attention: bool = True
+    steps: Steps = field(default_factory=Steps)
     force: bool = False
     calibration: Path = CALIBRATION
-    verify: int = 0
 
     def __post_init__(self) -> None:
-        sizes = self.prefill_sizes
-        if min(sizes, default=2) < 2 or len(set(sizes)) < len(sizes):
-            raise UsageError("a prefill size is impossible", got=sizes, expected="different sizes of 2 or more")
-        if self.verify and not (sizes and 2 <= self.verify <= self.cache.ring):
-            raise UsageError("the graph that verifies guesses is impossible", got=f"{self.verify} tokens",
+        steps = self.steps
+        for sizes in (steps.prefill, steps.begin):
+            if min(sizes, default=2) < 2 or len(set(sizes)) < len(sizes):
+                raise UsageError("a chunk's size is impossible", got=sizes, expected="different sizes of 2 or more")
+        if steps.verify and not (steps.prefill and 2 <= steps.verify <= self.cache.ring):
+            raise UsageError("the graph that verifies guesses is impossible", got=f"{steps.verify} tokens",
                              expected=f"2 to {self.cache.ring}, beside a prefill")  # fmt: skip
-        if self.cache.needs_attention and not self.attention:
+        if self.cache.needs_attention and not steps.attention:
             raise UsageError(f"the picture eviction {ATTENTION_MASS} needs the attention", got="--no-attention")
 
 
@@ -158,12 +156,12 @@ def _write_decoder(
 ) -> None:
     bar.set_postfix_str("decoder: converting")
     llama, entries, rotated = source.model.config.llama, recipe.graphs[DECODER], recipe.rotated
-    cache, sizes = options.cache, options.prefill_sizes
-    skeleton = write_skeleton(llama, cache.slots, sizes, work / DECODER, attention=options.attention, rotated=rotated,
-                              sink_rows=cache.sink_rows(recipe.cache), verify=options.verify)  # fmt: skip
+    cache, steps = options.cache, options.steps
+    skeleton = write_skeleton(llama, cache.slots, steps, work / DECODER, rotated=rotated,
+                              sink_rows=cache.sink_rows(recipe.cache))  # fmt: skip
     bar.update(2)
     raw = work / "decoder.float.tflite"
-    reading = Reading(source, recipe, skeleton, cache, max(sizes, default=1), options.calibration, work)
+    reading = Reading(source, recipe, skeleton, cache, max(steps.prefill, default=1), options.calibration, work)
     bar.set_postfix_str("decoder: balancing")
     make = reading.exact
     if grids := gptq_grids(llama, recipe):
@@ -197,12 +195,10 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
     with packed_weights(file_sha256(file)) as packed:
         graph = open_graph(file, threads=threads, packed=packed)
     sink_rows = options.cache.sink_rows(recipe.cache)
-    decoder = Decoder(
-        graph, config.llama, options.cache, options.prefill_sizes, options.attention, sink_rows, options.verify
-    )
+    decoder = Decoder(graph, config.llama, options.cache, options.steps, sink_rows)
     ids = StoryTokenizer(part / TOKENIZER).encode(STORY.read_text(encoding="utf-8"))
-    ids = decoder_tokens(decoder, ids)
-    bar.total = bar.n + 1 + len(ids)
+    ids = decoder_tokens(options.steps, options.cache, ids)
+    bar.total = bar.n + 1 + len(ids) + sum(chunk_lengths(options.steps.begin, options.cache))
     figures = measure_decoder(source.model, decoder, ids, bar.update)
     decoder.close()
     bar.update(1)
@@ -223,8 +219,7 @@ def _manifest(
         name=source.name,
         story=source.model.config,
         cache=options.cache,
-        prefill_sizes=options.prefill_sizes,
-        attention=options.attention,
+        steps=options.steps,
         prompt=source.prompt,
         special_tokens={
             name: tokenizer.token_id(name) for name in (BEGIN_PICTURE, END_PICTURE, *source.prompt.end_tokens)
@@ -238,7 +233,6 @@ def _manifest(
         weights=fingerprint(source.model),
         missed_bounds=missed,
         cache_dtype=recipe.cache,
-        verify=options.verify,
     )
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from model.story_model import StoryModel
 from quantization.fidelity import kl_nat, log_softmax, row_cosines
 from quantization.recipe import Recipe
 from seed_story.config import CacheConfig
+from seed_story.contract import Steps
 from seed_story.decoder import Decoder
 from seed_story.errors import ParityError
 from seed_story.vision import Vision
@@ -124,18 +125,17 @@ def measure_vision(model: StoryModel, vision: Vision, *, rotated: bool = False) 
     return float(vit), float(qformer)
 
 
-def prefill_lengths(decoder: Decoder) -> list[int]:
-    """Chunks that use every prefill once, each a few tokens short of full where that leaves any."""
-    sizes = sorted(size for size in decoder.sizes if size > 1)
-    return [min(max(1, size - 3), decoder.cache.max_chunk) for size in sizes]
+def chunk_lengths(sizes: Iterable[int], cache: CacheConfig) -> list[int]:
+    """Chunks that use graphs of these sizes once each, a few tokens short of full where that leaves any."""
+    return [min(max(1, size - 3), cache.ring) for size in sorted(sizes)]
 
 
-def decoder_tokens(decoder: Decoder, ids: list[int]) -> list[int]:
+def decoder_tokens(steps: Steps, cache: CacheConfig, ids: list[int]) -> list[int]:
     """As many of the story's tokens as the gate needs; the story repeats if it is too short.
 
     They fill all prefills, then STEPS steps, and pass the end of the cache by at least _PAST_END.
     """
-    need = max(sum(prefill_lengths(decoder)) + STEPS, decoder.cache.config.slots + _PAST_END)
+    need = max(sum(chunk_lengths(steps.prefill, cache)) + STEPS, cache.slots + _PAST_END)
     return (ids * (need // len(ids) + 1))[:need]
 
 
@@ -144,16 +144,20 @@ def measure_decoder(
 ) -> dict[str, float | int]:
     """Teacher-forced logits of graph and reference; see `Parity` for the figures.
 
+    The story begins once with each of the graphs that begin one, and then goes through all others to its end.
+
     Args:
         ids: of `decoder_tokens`.
         tick: told how many tokens the graph has read since the last call.
     """
-    cache = decoder.cache.config
+    cache, steps = decoder.cache.config, decoder.steps
     reference = reference_log_probabilities(model, ids, cache)
     kl, agree, furthest, places, lost = [], [], [], [], []
-    chunks = prefill_lengths(decoder)
+    begins, chunks = chunk_lengths(steps.begin, cache), chunk_lengths(steps.prefill, cache)
     ends = np.cumsum([*chunks, *[1] * (len(ids) - sum(chunks))])
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+    for start, end in [*((0, end) for end in begins), *zip([0, *ends[:-1]], ends, strict=True)]:
+        if start == 0:
+            decoder.reset(cache)
         logits = decoder.feed(decoder.embed(ids[start:end]))
         mine, theirs = log_softmax(logits), reference(int(end) - 1)
         kl.append(kl_nat(theirs, mine))

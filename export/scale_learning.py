@@ -35,6 +35,7 @@ from seed_story.contract import (
     MASKED,
     PREFILL_SIZES,
     Signature,
+    Steps,
     TensorSpec,
     decoder_step,
     key_cache,
@@ -214,7 +215,7 @@ def _both(source: StorySource, recipe: Recipe, lesson: Lesson) -> tuple[dict[str
     untaught = replace(recipe, scales=None)  # without those that were learned before
     with tempfile.TemporaryDirectory(dir=lesson.out, prefix="work.") as folder:
         work = Path(folder)
-        skeleton = write_skeleton(llama, cache.slots, [size], work / "skeleton", rotated=recipe.rotated,
+        skeleton = write_skeleton(llama, cache.slots, Steps((size,), ()), work / "skeleton", rotated=recipe.rotated,
                                   sink_rows=cache.sink_rows(recipe.cache))  # fmt: skip
         reading = Reading(source, untaught, skeleton, cache, size, lesson.calibration, work)
         with tqdm(total=len(gptq_grids(llama, recipe)), desc="rounding", unit="matrix") as bar:

@@ -94,7 +94,7 @@ def graph_inputs(
     yield VIT, ENCODE, {"image": pixels}, {"image": pixels}
     features = {"features": reference.vision.features(pixels).copy()}
     yield QFORMER, PROJECT, features, features
-    size = max(manifest.prefill_sizes, default=1)
+    size = max(manifest.steps.prefill, default=1)
     ids = reference.tokenizer.encode(text)[:size]
     theirs, mine = (step_inputs(one, ids, size) for one in (reference, bundle))
     yield DECODER, prefill_name(size), theirs, {**mine, "embeddings": theirs["embeddings"]}

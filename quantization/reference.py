@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from seed_story.bundle import TOKENIZER, Bundle, Manifest, graph_file
 from seed_story.config import CacheConfig
-from seed_story.contract import DECODER, GRAPHS, PREFILL_SIZES
+from seed_story.contract import DECODER, GRAPHS, Steps
 from seed_story.errors import UsageError
 from seed_story.policies import MULTIMODAL_SINK
 
@@ -83,9 +83,11 @@ def export_command(manifest: Manifest, recipe: str) -> str:
     if cache.policy == MULTIMODAL_SINK:
         words.append(f"--policy {MULTIMODAL_SINK} --pictures {cache.pictures} --picture-begin {cache.picture_begin} "
                      f"--picture-end {cache.picture_end} --picture-eviction {cache.picture_eviction}")  # fmt: skip
-    if tuple(manifest.prefill_sizes) != PREFILL_SIZES:
-        words.append(f"--prefill {' '.join(map(str, manifest.prefill_sizes))}")
-    if not manifest.attention:
+    steps = manifest.steps
+    words += [f"--{name} {' '.join(map(str, sizes))}".rstrip() for name, sizes, default in
+              (("prefill", steps.prefill, Steps.prefill), ("begin", steps.begin, Steps.begin))
+              if sizes != default]  # fmt: skip
+    if not steps.attention:
         words.append("--no-attention")
     return " ".join([*words, f"--out build/{recipe}"])
 

@@ -53,7 +53,7 @@ def sensitivity(reference: SEEDStory, bundle: SEEDStory, pictures: Sequence[Path
     size = reference.bundle.manifest.story.vision.image_size
     pixels = [load_and_preprocess_image(picture, size) for picture in pictures[:LOOKED_AT]]
     features = [reference.vision.features(one).copy() for one in pixels]
-    chunk = min(reference.bundle.manifest.prefill_sizes, default=1)
+    chunk = min(reference.bundle.manifest.steps.prefill, default=1)
     jobs: list[tuple[str, str, str, list[Inputs]]] = [
         (VIT, ENCODE, "features", [{"image": one} for one in pixels]),
         (QFORMER, PROJECT, "image_embeddings", [{"features": one} for one in features]),

@@ -30,8 +30,9 @@ def export_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
             from model.story_source import load_source
             from quantization.recipe import load_recipe
             from seed_story.config import CacheConfig
+            from seed_story.contract import Steps
 
-            options = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8))
+            options = ExportOptions(CacheConfig(slots=32, sinks=2), Steps((4, 8), (8,)))
             out = tmp_path_factory.mktemp("bundles") / recipe
             made[recipe] = export_bundle(load_source("tiny"), load_recipe(recipe), out, options).path
         return made[recipe]
@@ -51,9 +52,10 @@ def loud_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.export import ExportOptions, export_bundle
     from quantization.recipe import load_recipe
     from seed_story.config import CacheConfig
+    from seed_story.contract import Steps
     from tests.loud import loud_source
 
-    options = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8))
+    options = ExportOptions(CacheConfig(slots=32, sinks=2), Steps((4, 8), (8,)))
     out = tmp_path_factory.mktemp("bundles") / "loud"
     return export_bundle(loud_source(), load_recipe("float32"), out, options).path
 
@@ -63,9 +65,10 @@ def loud_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of `loud_bundle` in plain int8 (the same matrices), forced past a bound that no int8 keeps."""
     from export.export import ExportOptions, export_bundle
     from seed_story.config import CacheConfig
+    from seed_story.contract import Steps
     from tests.loud import int8_of_min_max, loud_source
 
-    options = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8), force=True)
+    options = ExportOptions(CacheConfig(slots=32, sinks=2), Steps((4, 8), (8,)), force=True)
     recipe = int8_of_min_max()
     recipe = replace(recipe, rotated=False, bounds={**recipe.bounds, "decoder_mean_kl_nat": 1e-9})
     out = tmp_path_factory.mktemp("bundles") / "loud-int8"
@@ -78,9 +81,10 @@ def loud_int8_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.export import ExportOptions, export_bundle
     from quantization.recipe import load_recipe
     from seed_story.config import CacheConfig
+    from seed_story.contract import Steps
     from tests.loud import loud_source
 
-    options = ExportOptions(CacheConfig(32, 2, 6, 1, 2), prefill_sizes=(4, 8), force=True)
+    options = ExportOptions(CacheConfig(32, 2, 6, 1, 2), Steps((4, 8), (8,)), force=True)
     out = tmp_path_factory.mktemp("bundles") / "loud-int8-cache"
     return export_bundle(loud_source(), replace(load_recipe("float32"), cache="int8"), out, options).path
 
@@ -95,10 +99,11 @@ def verifying_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
             from export.export import ExportOptions, export_bundle
             from quantization.recipe import load_recipe
             from seed_story.config import CacheConfig
+            from seed_story.contract import Steps
             from tests.loud import int8_of_min_max, loud_source
 
             recipe = load_recipe("float32") if kind == "float32" else int8_of_min_max()
-            options = ExportOptions(CacheConfig(32, 2, 6, 1, 2), prefill_sizes=(4, 8), force=True, verify=4)
+            options = ExportOptions(CacheConfig(32, 2, 6, 1, 2), Steps((4, 8), (8,), verify=4), force=True)
             out = tmp_path_factory.mktemp("bundles") / f"verifying-{kind}"
             made[kind] = export_bundle(loud_source(), recipe, out, options).path
         return made[kind]

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from seed_story.checked import checked_sha256
 from seed_story.config import CACHE_DTYPES, FLOAT32, CacheConfig, StoryConfig
-from seed_story.contract import GRAPHS, SCHEMA_VERSION, Signature, signatures
+from seed_story.contract import GRAPHS, SCHEMA_VERSION, Signature, Steps, signatures
 from seed_story.errors import BundleError, ConfigError
 from seed_story.files import cache_dir, file_sha256
 
@@ -50,8 +50,7 @@ class Manifest:
 
     Args:
         story: sizes of the networks.
-        prefill_sizes: N of the `prefill_N` signatures.
-        attention: whether there is `decode_attention`.
+        steps: which signatures the decoder has.
         special_tokens: names to ids of the tokens around a picture and of those that end a story.
         files: file name to its sha256 and size in bytes.
         recipe: how the graphs were quantized.
@@ -63,14 +62,12 @@ class Manifest:
         missed_bounds: figures of the gate outside their recipe's bounds, `got` and `bound` of each: of a bundle that
             was written all the same (`export --force`).
         cache_dtype: of the keys and values in the cache, one of `CACHE_DTYPES`.
-        verify: K of the `verify_K` signature; 0 where there is none.
     """
 
     name: str
     story: StoryConfig
     cache: CacheConfig
-    prefill_sizes: tuple[int, ...]
-    attention: bool
+    steps: Steps
     prompt: Prompt
     special_tokens: Mapping[str, int]
     files: Mapping[str, tuple[str, int]]
@@ -82,12 +79,11 @@ class Manifest:
     weights: str = ""
     missed_bounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     cache_dtype: str = FLOAT32
-    verify: int = 0
 
     @property
     def contract(self) -> dict[str, tuple[Signature, ...]]:
         """The signatures that its graphs must have, by graph."""
-        return signatures(self.story, self.cache.slots, self.prefill_sizes, self.attention, self.sink_rows, self.verify)
+        return signatures(self.story, self.cache.slots, self.steps, self.sink_rows)
 
     @property
     def sink_rows(self) -> int | None:
@@ -102,9 +98,10 @@ class Manifest:
             "architecture": self.story.to_dict(),
             "cache": self.cache.to_dict(),
             "cache_dtype": self.cache_dtype,
-            "prefill_sizes": list(self.prefill_sizes),
-            "attention": self.attention,
-            "verify": self.verify,
+            "prefill_sizes": list(self.steps.prefill),
+            "begin_sizes": list(self.steps.begin),
+            "attention": self.steps.attention,
+            "verify": self.steps.verify,
             "prompt": {
                 "opening": self.prompt.opening,
                 "request": self.prompt.request,
@@ -145,8 +142,7 @@ class Manifest:
                 name=str(values["name"]),
                 story=StoryConfig.from_dict(values["architecture"]),
                 cache=CacheConfig.from_dict(values["cache"]),
-                prefill_sizes=tuple(int(size) for size in values["prefill_sizes"]),
-                attention=bool(values.get("attention", False)),  # a bundle from before there was such a step
+                steps=_steps(values),
                 prompt=_prompt(values["prompt"]),
                 special_tokens={str(name): int(id_) for name, id_ in values["special_tokens"].items()},
                 files={_safe(name): (str(f["sha256"]), int(f["bytes"])) for name, f in values["files"].items()},
@@ -157,8 +153,7 @@ class Manifest:
                 licences=values["licences"],
                 weights=str(values.get("weights", "")),
                 missed_bounds=_missed(values.get("missed_bounds", {})),
-                cache_dtype=_cache_dtype(values.get("cache_dtype", FLOAT32)),  # likewise
-                verify=int(values.get("verify", 0)),  # likewise
+                cache_dtype=_cache_dtype(values.get("cache_dtype", FLOAT32)),  # a bundle from before there were others
             )
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, ConfigError) as error:
             raise BundleError("the manifest is damaged", got=f"{type(error).__name__}: {error}",
@@ -170,6 +165,13 @@ class Manifest:
             raise BundleError("the manifest's contract isn't the one this version knows",
                               hint="Export the bundle again with this version.")  # fmt: skip
         return made
+
+
+def _steps(values: Mapping[str, Any]) -> Steps:
+    """A bundle from before there was a kind of step has none of that kind."""
+    prefill, begin = (tuple(int(size) for size in sizes)
+                      for sizes in (values["prefill_sizes"], values.get("begin_sizes", ())))  # fmt: skip
+    return Steps(prefill, begin, bool(values.get("attention", False)), int(values.get("verify", 0)))
 
 
 def _missed(values: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -237,13 +237,13 @@ class SinkCache:
         """Writes `cos`, `sin`, `mask` and `place` for the next `count` tokens.
 
         Args:
-            inputs: of a `prefill_N`, `decode` or `verify_K` signature; N >= count.
+            inputs: of a `begin_N`, `prefill_N`, `decode` or `verify_K` signature; N >= count.
 
         Returns:
             The tokens' rows: the graph's last, or their places in the block.
 
         Raises:
-            UsageError: more tokens than `max_chunk` or N, or none.
+            UsageError: more tokens than `max_chunk` or N, or none; or a `begin_N` when there are some already.
         """
         size, config = len(inputs["cos"]), self.config
         if not 1 <= count <= min(size, self.max_chunk):
@@ -255,6 +255,11 @@ class SinkCache:
         self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
         mask.fill(MASKED)
+        if mask.shape[1] == size:  # of `begin_N`
+            if self.position:
+                raise UsageError("a graph that reads no cache can't go on", got=self.position, expected="no token yet")
+            mask[rows, first:] = _causal(count)
+            return rows
         ring = slice(config.kept, config.slots)
         hidden = self.slot_positions[ring] < np.array(oldest)[:, None]
         empty = self.slot_positions[: config.kept] == EMPTY
@@ -280,7 +285,8 @@ class SinkCache:
         kept = self.config.sinks + len(self._kept) * self.config.picture_anchors
         places = [(p, kept + p - first) for p, first in zip(positions, oldest, strict=True)]  # absolute, in the cache
         angles = np.array(places, np.float64)[..., None] * self._frequencies  # [n, 2, head_dim / 2]
-        halves = (len(places), 2, 2, -1)
+        angles = angles[:, : cos.shape[1]]  # `begin_N` has one rotation, for both are the same
+        halves = (*angles.shape[:2], 2, -1)
         cos.reshape(halves)[:] = np.cos(angles)[:, :, None]
         both = sin.reshape(halves)
         np.sin(angles, out=both[:, :, 1], casting="same_kind")

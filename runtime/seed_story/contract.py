@@ -17,6 +17,11 @@ The decoder never owns the cache. Its inputs and outputs, for N tokens, `prefill
     -> logits        [1, vocab]                  of the last token
     -> k, v          [layers, kv_heads, N, head_dim]  the new keys (rotated by rotation 0) and values
 
+`begin_N`, which a bundle may have for some N, is `prefill_N` of an empty cache, which it doesn't read:
+
+    cos, sin         [N, 1, head_dim]            by the absolute position, which is the in-cache one
+    mask             [N, N]
+
 `decode_attention`, which a bundle may have or not, is `decode` with one more output:
 
     -> attention     [1, slots + 1]              how much the token looked at each slot and at itself: the softmax's
@@ -43,7 +48,6 @@ sin's row 0 is for the int8 slots and the chunk, row 1 for the sink rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +59,7 @@ SCHEMA_VERSION = 1
 VIT, QFORMER, DECODER = "vit", "qformer", "decoder"
 GRAPHS = (VIT, QFORMER, DECODER)
 ENCODE, PROJECT, EMBED, DECODE, DECODE_ATTENTION = "encode", "project", "embed", "decode", "decode_attention"
-PREFILL_SIZES = (16, 64, 128)
+PREFILL_SIZES, BEGIN_SIZES = (16, 64, 128), (64, 128)
 
 BEGIN_PICTURE, END_PICTURE = "<|picture|>", "<|/picture|>"
 """The control tokens around a picture's embeddings."""
@@ -70,6 +74,11 @@ MASKED = -1.0e9
 def prefill_name(size: int) -> str:
     """The signature that takes `size` tokens; `decode` takes one."""
     return DECODE if size == 1 else f"prefill_{size}"
+
+
+def begin_name(size: int) -> str:
+    """The signature that takes the first `size` tokens."""
+    return f"begin_{size}"
 
 
 def verify_name(size: int) -> str:
@@ -145,6 +154,23 @@ def qformer_signatures(config: QFormerConfig, feature_tokens: int) -> tuple[Sign
     )
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Which signatures a decoder has beside `embed` and `decode`; by default those of the usual bundle.
+
+    Args:
+        prefill: N of each `prefill_N`.
+        begin: N of each `begin_N`.
+        attention: whether there is `decode_attention`.
+        verify: K of the `verify_K`; 0 where there is none.
+    """
+
+    prefill: tuple[int, ...] = PREFILL_SIZES
+    begin: tuple[int, ...] = BEGIN_SIZES
+    attention: bool = True
+    verify: int = 0
+
+
 def cache_specs(config: LlamaConfig, slots: int, sink_rows: int | None = None) -> tuple[TensorSpec, ...]:
     """The cache's inputs: all keys, then all values.
 
@@ -191,6 +217,21 @@ def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | No
     )
 
 
+def decoder_begin_step(config: LlamaConfig, size: int) -> Signature:
+    """`begin_N`; see the top of this file."""
+    rotation, new = (size, 1, config.head_dim), (config.num_layers, config.num_kv_heads, size, config.head_dim)
+    return Signature(
+        begin_name(size),
+        (
+            TensorSpec("embeddings", (size, config.hidden_size)),
+            TensorSpec("cos", rotation),
+            TensorSpec("sin", rotation),
+            TensorSpec("mask", (size, size)),
+        ),
+        (TensorSpec("logits", (1, config.vocab_size)), TensorSpec("k", new), TensorSpec("v", new)),
+    )
+
+
 def decoder_attention_step(config: LlamaConfig, slots: int, sink_rows: int | None = None, block: int = 0) -> Signature:
     """`decode_attention`; see the top of this file, and `decoder_step`."""
     plain, columns = decoder_step(config, slots, 1, sink_rows, block), slots + (sink_rows or 0) + (block or 1)
@@ -205,43 +246,31 @@ def decoder_verify_step(config: LlamaConfig, slots: int, size: int, sink_rows: i
 
 
 def decoder_signatures(
-    config: LlamaConfig,
-    slots: int,
-    prefill_sizes: Sequence[int],
-    attention: bool = False,
-    sink_rows: int | None = None,
-    verify: int = 0,
+    config: LlamaConfig, slots: int, steps: Steps, sink_rows: int | None = None
 ) -> tuple[Signature, ...]:
-    """The decoder's entry points: token to embedding, the prefills, the single step; with its attention; `verify_K`.
-
-    Args:
-        verify: K, or 0 for none.
-    """
+    """The decoder's entry points: token to embedding, then all that compute a step."""
     embed = Signature(
         EMBED,
         (TensorSpec("token", (1,), "int32"),),
         (TensorSpec("embeddings", (1, config.hidden_size)),),
     )
-    steps = [decoder_step(config, slots, size, sink_rows) for size in prefill_sizes]
-    steps.append(decoder_step(config, slots, 1, sink_rows, verify))
-    if attention:
-        steps.append(decoder_attention_step(config, slots, sink_rows, verify))
-    if verify:
-        steps.append(decoder_verify_step(config, slots, verify, sink_rows))
-    return (embed, *steps)
+    made = [embed]
+    made += [decoder_begin_step(config, size) for size in steps.begin]
+    made += [decoder_step(config, slots, size, sink_rows) for size in steps.prefill]
+    made.append(decoder_step(config, slots, 1, sink_rows, steps.verify))
+    if steps.attention:
+        made.append(decoder_attention_step(config, slots, sink_rows, steps.verify))
+    if steps.verify:
+        made.append(decoder_verify_step(config, slots, steps.verify, sink_rows))
+    return tuple(made)
 
 
 def signatures(
-    config: StoryConfig,
-    slots: int,
-    prefill_sizes: Sequence[int],
-    attention: bool,
-    sink_rows: int | None = None,
-    verify: int = 0,
+    config: StoryConfig, slots: int, steps: Steps, sink_rows: int | None = None
 ) -> dict[str, tuple[Signature, ...]]:
     """All of a bundle's signatures, by graph."""
     return {
         VIT: vit_signatures(config.vision),
         QFORMER: qformer_signatures(config.qformer, config.vision.tokens),
-        DECODER: decoder_signatures(config.llama, slots, prefill_sizes, attention, sink_rows, verify),
+        DECODER: decoder_signatures(config.llama, slots, steps, sink_rows),
     }

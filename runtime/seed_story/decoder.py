@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from seed_story.backends import Graph, GraphSignature
-from seed_story.backends.base import Array
+from seed_story.backends.base import Array, aligned_zeros
 from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig, LlamaConfig
-from seed_story.contract import DECODE_ATTENTION, EMBED, decoder_signatures, prefill_name, verify_name
+from seed_story.contract import (
+    DECODE,
+    DECODE_ATTENTION,
+    EMBED,
+    Signature,
+    Steps,
+    begin_name,
+    decoder_signatures,
+    prefill_name,
+    verify_name,
+)
 from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import ATTENTION_MASS
 from seed_story.snapshot import State
 
-_CALL_COST = 8
-"""What a call costs beyond its tokens, in tokens; measured on two x86-64 cores, and not sensitive."""
+_CALL_COST, _BEGIN_COST = 20, 0.6
+"""What a call costs beyond its tokens, in tokens, and what one that reads no cache costs beside one that does: measured
+with two x86-64 cores (19 to 30; 0.55 to 0.6)."""
+
+_NEW = ("k", "v")
+"""The outputs that go into the cache."""
 
 _EXPORT_HINT = "Export the bundle again, without --no-attention."
 
@@ -25,23 +40,55 @@ Guess = Callable[[int], Sequence[int]]
 """Gives the ids of tokens that may follow the one that is fed: at most so many, or none."""
 
 
-def next_chunk(left: int, sizes: Sequence[int], most: int) -> tuple[int, int]:
+def next_chunk(left: int, sizes: Sequence[int], most: int, begins: Collection[int] = ()) -> tuple[int, int]:
     """Which graph to call next, and with how many tokens: the one that spends least a token.
 
     Args:
         left: tokens still to be fed, at least 1.
         sizes: N of the graphs there are; 1 is among them.
         most: tokens that one call may take.
+        begins: N of those graphs that read no cache.
 
     Returns:
         N of the graph, and how many of the tokens to give it.
     """
 
     def use(size: int) -> float:
-        return min(size, left, most) / (size + _CALL_COST)
+        return min(size, left, most) / ((size + _CALL_COST) * (_BEGIN_COST if size in begins else 1))
 
     size = max(sizes, key=use)
     return size, min(size, left, most)
+
+
+class Signatures(Mapping[str, GraphSignature]):
+    """All that a decoder's graph can run, by name; each prepared when it is first looked up, as many never are.
+
+    The new keys and values of all lie in the same memory: each run's are stored, or forgotten, before the next.
+
+    Args:
+        memory: inputs that all share.
+    """
+
+    def __init__(self, graph: Graph, signatures: Sequence[Signature], memory: Mapping[str, Array]) -> None:
+        self._graph, self._memory = graph, memory
+        self._wanted = {signature.name: signature for signature in signatures}
+        self._bound: dict[str, GraphSignature] = {}
+        most = max(math.prod(spec.shape) for s in signatures for spec in s.outputs if spec.name in _NEW)
+        self._new = {name: aligned_zeros((most,)) for name in _NEW}
+
+    def __getitem__(self, name: str) -> GraphSignature:
+        if name not in self._bound:
+            signature = self._wanted[name]
+            new = {spec.name: self._new[spec.name][: math.prod(spec.shape)].reshape(spec.shape)
+                   for spec in signature.outputs if spec.name in _NEW}  # fmt: skip
+            self._bound[name] = self._graph.bind(signature, {**self._memory, **new})
+        return self._bound[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
 
 
 @dataclass
@@ -63,12 +110,12 @@ class Decoder:
 
     Args:
         graph: `decoder.tflite`, loaded; this object owns it from now on.
-        attention: whether the graph has `decode_attention`.
+        steps: which signatures the graph has.
         sink_rows: see `SinkCache`.
-        verify: K of the graph's `verify_K`; 0 where there is none.
 
     Attributes:
-        signatures: all that the graph can run, by name.
+        signatures: see `Signatures`; what looks one up may raise ContractError, where the graph's isn't the contract's.
+        steps: those beside `embed` and `decode`, in short.
         runs: how often it ran so far.
 
     Raises:
@@ -76,42 +123,30 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        llama: LlamaConfig,
-        cache: CacheConfig,
-        prefill_sizes: Sequence[int],
-        attention: bool = False,
-        sink_rows: int | None = None,
-        verify: int = 0,
+        self, graph: Graph, llama: LlamaConfig, cache: CacheConfig, steps: Steps, sink_rows: int | None = None
     ) -> None:
         self._graph, self._llama = graph, llama
-        self.cache = SinkCache(llama, cache, sink_rows, verify)
+        self.cache = SinkCache(llama, cache, sink_rows, steps.verify)
         memory = {**self.cache.memory(), **(self.cache.block.memory() if self.cache.block else {})}
-        embed, *steps = decoder_signatures(llama, cache.slots, prefill_sizes, attention, sink_rows, verify)
-        assert embed.name == EMBED
-        self._embed = graph.bind(embed)
-        bound = {step.name: graph.bind(step, memory) for step in steps}
-        self._steps: dict[int, GraphSignature] = {size: bound[prefill_name(size)] for size in (*prefill_sizes, 1)}
-        self.signatures = {EMBED: self._embed, **bound}
-        self._verify = bound.get(verify_name(verify))
-        self._attention = bound.get(DECODE_ATTENTION)
+        signatures = decoder_signatures(llama, cache.slots, steps, sink_rows)
+        self.signatures = Signatures(graph, signatures, memory)
+        self.steps = steps
         self._ahead: _Ahead | None = None
         self.runs = 0
         self._check(cache)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """N of the graphs there are, 1 among them."""
-        return tuple(self._steps)
+        """N of the graphs there are for any time, 1 among them."""
+        return (*self.steps.prefill, 1)
 
     def embed(self, token_ids: Sequence[int]) -> Array:
         """Token ids to embeddings, float32 `[len(token_ids), hidden]`."""
-        rows = np.empty((len(token_ids), self._llama.hidden_size), np.float32)
+        rows, graph = np.empty((len(token_ids), self._llama.hidden_size), np.float32), self.signatures[EMBED]
         for row, token_id in zip(rows, token_ids, strict=True):
-            self._embed.inputs["token"][0] = token_id
-            self._embed.run()
-            row[:] = self._embed.outputs["embeddings"][0]
+            graph.inputs["token"][0] = token_id
+            graph.run()
+            row[:] = graph.outputs["embeddings"][0]
         return rows
 
     def reset(self, cache: CacheConfig) -> None:
@@ -131,7 +166,7 @@ class Decoder:
         self.cache.restore(state)
 
     def _check(self, cache: CacheConfig) -> None:
-        if cache.needs_attention and self._attention is None:
+        if cache.needs_attention and not self.steps.attention:
             raise ConfigError(f"the picture eviction {ATTENTION_MASS} needs a decoder that tells its attention",
                               got=f"no signature {DECODE_ATTENTION!r}", expected="a bundle that has it",
                               hint=_EXPORT_HINT)  # fmt: skip
@@ -162,13 +197,15 @@ class Decoder:
         if len(embeddings) == 1 and not pictures:
             return self._next(embeddings, guess)
         while len(embeddings):
-            size, count = next_chunk(len(embeddings), self.sizes, self.cache.max_chunk)
-            logits = self._step(self._single() if size == 1 else self._steps[size], embeddings[:count])
+            begins = () if self.cache.position else self.steps.begin
+            size, count = next_chunk(len(embeddings), (*self.sizes, *begins), self.cache.max_chunk, begins)
+            name = self._single() if size == 1 else begin_name(size) if size in begins else prefill_name(size)
+            logits = self._step(self.signatures[name], embeddings[:count])
             embeddings = embeddings[count:]
         return logits
 
-    def _single(self) -> GraphSignature:
-        return self._attention if self._attention and self.cache.asks_attention else self._steps[1]
+    def _single(self) -> str:
+        return DECODE_ATTENTION if self.steps.attention and self.cache.asks_attention else DECODE
 
     def _next(self, embedding: Array, guess: Guess | None) -> Array:
         """Feeds one embedding, `[1, hidden]`, which may have been computed ahead."""
@@ -176,10 +213,11 @@ class Decoder:
         if ahead is None or not np.array_equal(ahead.graph.inputs["embeddings"][ahead.row], embedding[0]):
             most = self.cache.max_ahead - 1
             ids = guess(most) if guess and most else ()
-            if not ids or self._verify is None:
-                return self._step(self._single(), embedding)
-            rows = self._run(self._verify, np.concatenate([embedding, self.embed(ids)]))
-            ahead = _Ahead(self._verify, rows.start, rows.stop)
+            if not ids or not self.steps.verify:
+                return self._step(self.signatures[self._single()], embedding)
+            graph = self.signatures[verify_name(self.steps.verify)]
+            rows = self._run(graph, np.concatenate([embedding, self.embed(ids)]))
+            ahead = _Ahead(graph, rows.start, rows.stop)
         row, outputs = ahead.row, ahead.graph.outputs
         self.cache.store(outputs["k"][:, :, row : row + 1], outputs["v"][:, :, row : row + 1], 1)
         ahead.row += 1
@@ -200,10 +238,10 @@ class Decoder:
         Raises:
             ConfigError: the graph has no `decode_attention`.
         """
-        if self._attention is None:
+        if not self.steps.attention:
             raise ConfigError("this decoder can't tell its attention", got=f"no signature {DECODE_ATTENTION!r}",
                               hint=_EXPORT_HINT)  # fmt: skip
-        self._step(self._attention, embedding)
+        self._step(self.signatures[DECODE_ATTENTION], embedding)
         return self._looked
 
     def _run(self, graph: GraphSignature, embeddings: Array) -> slice:
@@ -218,7 +256,7 @@ class Decoder:
     def _step(self, graph: GraphSignature, embeddings: Array) -> Array:
         self._ahead = None
         self._run(graph, embeddings)
-        if graph is self._attention:
+        if "attention" in graph.outputs:
             self._looked = self.cache.by_slot(graph.outputs["attention"][0])
             self.cache.observe(self._looked)
         self.cache.store(graph.outputs["k"], graph.outputs["v"], len(embeddings))

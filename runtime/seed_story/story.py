@@ -67,10 +67,8 @@ class SEEDStory:
             graph,
             manifest.story.llama,
             manifest.cache,
-            manifest.prefill_sizes,
-            manifest.attention,
+            manifest.steps,
             manifest.sink_rows,
-            manifest.verify,
         )
         vit, qformer = graph_file(VIT), graph_file(QFORMER)
         self.vision = Vision(
@@ -133,7 +131,7 @@ class SEEDStory:
         return self._story
 
     def _speculates(self, wanted: bool | None, sampling: SamplingConfig) -> bool:
-        able = bool(self.bundle.manifest.verify)
+        able = bool(self.bundle.manifest.steps.verify)
         if wanted and not able:
             raise ConfigError("this bundle can't speculate", got="no signature 'verify_K'",
                               hint="Export the bundle again, with --verify 8.")  # fmt: skip

@@ -16,6 +16,7 @@ from benchmarks.cache import Case, Clock, cases_of, main, turn
 from benchmarks.spread import quartiles, spread
 from seed_story.cache import SinkCache
 from seed_story.config import CacheConfig
+from seed_story.contract import DECODE_ATTENTION
 from seed_story.story import SEEDStory
 
 SINK = CacheConfig(32, 2, 6, 1, 2)
@@ -38,7 +39,8 @@ def test_every_policy_takes_its_turn_with_and_without_pictures() -> None:
 
 
 def test_dearer_steps_are_counted(model: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
-    answering, run = model.decoder._attention, type(model.decoder._attention).run
+    answering = model.decoder.signatures[DECODE_ATTENTION]
+    run = type(answering).run
 
     def slow(self: Any) -> None:
         if self is answering:

@@ -51,7 +51,7 @@ def test_every_product_of_the_graph_is_counted(
 
 def test_an_unknown_signature(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bundle", str(tiny_bundle), "--signature", "prefill_5"]) == 2
-    assert "got prefill_5; expected embed, prefill_4" in capsys.readouterr().err
+    assert "got prefill_5; expected embed, begin_8, prefill_4" in capsys.readouterr().err
 
 
 def test_an_engine_without_a_profiler(

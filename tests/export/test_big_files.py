@@ -21,8 +21,9 @@ from model.tokenizer_files import byte_tokenizer
 from quantization.model_file import write_model
 from seed_story.backends import open_graph
 from seed_story.config import CacheConfig, LlamaConfig
+from seed_story.contract import Steps
 from seed_story.decoder import Decoder
-from tests.export.tiny_decoders import SIZES, TinyDecoder, export_tiny
+from tests.export.tiny_decoders import BEGINS, SIZES, TinyDecoder, export_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO_GB = 2**31
@@ -53,7 +54,7 @@ def write_far(tiny: TinyDecoder, path: Path) -> None:
 
 def logits(tiny: TinyDecoder, path: Path, packed: Path | None = None) -> np.ndarray:
     """Of a chunk and a few steps, and a row of the table."""
-    decoder = Decoder(open_graph(path, threads=1, packed=packed), tiny.config, CACHE, SIZES, True)
+    decoder = Decoder(open_graph(path, threads=1, packed=packed), tiny.config, CACHE, Steps(SIZES, BEGINS))
     try:
         rows = tiny.embeddings(8)
         steps = [decoder.feed(chunk).copy() for chunk in np.split(rows, range(5, 8))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 
 from seed_story.backends.base import Array
 from seed_story.config import CacheConfig
+from seed_story.contract import begin_name, prefill_name
 from seed_story.decoder import Decoder, next_chunk
 from seed_story.errors import UsageError
 from tests.compare import assert_close
-from tests.export.tiny_decoders import SIZES, VARIANTS, TinyDecoder
+from tests.export.tiny_decoders import BEGINS, SIZES, VARIANTS, TinyDecoder
 from tests.reference.streaming_llama import StreamingLlama
 
 Tiny = Callable[[str], TinyDecoder]
@@ -77,8 +79,7 @@ def test_any_schedule_of_chunks(
         while left := len(x) - sum(chunks):
             chunks.append(min(left, int(random.integers(1, random.choice([3, 10, 18])))))
         decoder = open_decoder(tiny, cache, SIZES)
-        for size in set(SIZES) - set(sizes):
-            del decoder._steps[size]
+        decoder.steps = replace(decoder.steps, prefill=sizes)
         for got, end in zip(feed_in(decoder, x, chunks), np.cumsum(chunks), strict=True):
             assert_close(got, expected[end - 1], "decoder_graph")
             assert_close(got, singles[end - 1], "decoder_graph")
@@ -103,13 +104,50 @@ def test_every_fill_of_a_prefill_graph(tiny_decoder: Tiny, open_decoder: Open, s
     tiny = tiny_decoder("gqa")
     for count in range(1, size + 1):
         decoder = open_decoder(tiny, CACHE)
-        graph = decoder._steps[size]
+        graph = decoder.signatures[prefill_name(size)]
         x = tiny.embeddings(5 * count + 30, seed=count)
         expected = tiny.reference(CACHE).feed(x)
         for end in range(count, len(x) + 1, count):
             for array in (graph.inputs["embeddings"], graph.inputs["cos"], graph.inputs["sin"]):
                 array[: size - count] = 1e3
             assert_close(decoder._step(graph, x[end - count : end]), expected[end - 1], "decoder_graph")
+
+
+@every_geometry
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_a_story_begins_without_a_cache(
+    tiny_decoder: Tiny, open_decoder: Open, name: str, cache: CacheConfig, count: int
+) -> None:
+    """`begin_N` by the reference, whatever lies in the rows before its tokens; what comes next reads what it left."""
+    tiny = tiny_decoder(name)
+    count = min(count, cache.ring)
+    x = tiny.embeddings(count + 20, seed=count)
+    expected = tiny.reference(cache).feed(x)
+    decoder = open_decoder(tiny, cache)
+    graph = decoder.signatures[begin_name(8)]
+    assert not any(name.startswith("kv_cache") for name in graph.inputs)
+    for array in (graph.inputs["embeddings"], graph.inputs["cos"], graph.inputs["sin"]):
+        array[: 8 - count] = 1e3
+    assert_close(decoder._step(graph, x[:count]), expected[count - 1], "decoder_graph")
+    for token in range(count, len(x)):
+        assert_close(decoder.feed(x[token : token + 1]), expected[token], "decoder_graph")
+    with pytest.raises(UsageError, match="no token yet"):
+        decoder._step(graph, x[:1])
+
+
+def test_a_graph_that_begins_is_used_when_a_story_begins(tiny_decoder: Tiny, open_decoder: Open) -> None:
+    """And only then; and in every story."""
+    decoder = open_decoder(tiny_decoder("gqa"), CACHE)
+    x = tiny_decoder("gqa").embeddings(24)
+    ran: list[str] = []
+    for name, graph in decoder.signatures.items():
+        run = graph.run
+        graph.run = lambda name=name, run=run: (ran.append(name), run())[1]  # type: ignore[method-assign, misc]
+    for _ in range(2):
+        decoder.feed(x[:16])
+        decoder.feed(x[16:])
+        decoder.reset(CACHE)
+    assert ran == ["begin_8", "prefill_8", "prefill_8"] * 2
 
 
 def test_tokens_by_their_ids(tiny_decoder: Tiny, open_decoder: Open) -> None:
@@ -217,7 +255,7 @@ def addresses(decoder: Decoder) -> list[tuple[int, int]]:
         decoder.cache.region,
         decoder.cache.slot_positions,
     ]
-    for graph in (decoder._embed, *decoder._steps.values()):
+    for graph in decoder.signatures.values():
         arrays += [*graph.inputs.values(), *graph.outputs.values()]
     return [(array.ctypes.data, array.nbytes) for array in arrays]
 
@@ -261,9 +299,9 @@ def test_a_step_of_the_wrong_size_is_refused(tiny_decoder: Tiny, open_decoder: O
     decoder = open_decoder(tiny_decoder("gqa"), cache)
     x = tiny_decoder("gqa").embeddings(8)
     with pytest.raises(UsageError, match="expected 1 to 3"):
-        decoder._step(decoder._steps[4], x[:4])  # two tokens would share a slot of the ring
+        decoder._step(decoder.signatures[prefill_name(4)], x[:4])  # two tokens would share a slot of the ring
     with pytest.raises(UsageError, match="got 0"):
-        decoder.cache.fill(decoder._steps[4].inputs, 0)
+        decoder.cache.fill(decoder.signatures[prefill_name(4)].inputs, 0)
     assert decoder.cache.position == 0
 
 
@@ -309,8 +347,10 @@ def test_every_input_matters(
     decoder = open_decoder(tiny, CACHE)
     fill = decoder.cache.fill
 
-    def spoiled(inputs: dict[str, Array], count: int) -> None:
-        fill(inputs, count)
+    def spoiled(inputs: dict[str, Array], count: int) -> slice:
+        rows = fill(inputs, count)
+        if "region" not in inputs:  # the first chunk, which reads no cache
+            return rows
         if spoil == "kept rotation":
             inputs["cos"][:, 1], inputs["sin"][:, 1] = inputs["cos"][:, 0], inputs["sin"][:, 0]
         elif spoil == "ring rotation":
@@ -321,6 +361,7 @@ def test_every_input_matters(
             inputs["region"][:] = inputs["region"][::-1].copy()
         else:
             inputs["mask"][:, 0] = -1e9
+        return rows
 
     monkeypatch.setattr(decoder.cache, "fill", spoiled)
     dishonest = feed_in(decoder, x, [chunk] * (44 // chunk))
@@ -353,7 +394,7 @@ def test_chunks_are_cut_as_the_sizes_of_the_graphs_allow(tiny_decoder: Tiny, ope
     decoder.feed(tiny_decoder("gqa").embeddings(29))
     expected, left = [], 29
     while left:
-        expected.append(next_chunk(left, (4, 8, 1), CACHE.ring))
+        expected.append(next_chunk(left, (4, 8, 1), CACHE.ring, () if expected else BEGINS))
         left -= expected[-1][1]
     assert ran == expected
     assert sum(count for _, count in ran) == 29

@@ -29,7 +29,7 @@ from seed_story import __version__
 from seed_story.bundle import MANIFEST, TOKENIZER, Bundle
 from seed_story.cli import main as cli
 from seed_story.config import CacheConfig
-from seed_story.contract import DECODER, GRAPHS, SCHEMA_VERSION, decoder_signatures
+from seed_story.contract import DECODER, GRAPHS, SCHEMA_VERSION, Steps, decoder_signatures
 from seed_story.errors import ConfigError, ExportError, ParityError, UsageError
 from seed_story.files import file_sha256
 from seed_story.sampling import SamplingConfig
@@ -38,8 +38,9 @@ from seed_story.tokenizer import StoryTokenizer
 from tests.loud import loud_source
 
 ROOT = Path(__file__).parents[2]
-TINY = ("--model", "tiny", "--slots", "32", "--sinks", "2", "--prefill", "4", "8")
-OPTIONS = ExportOptions(CacheConfig(32, 2), (4, 8))
+TINY = ("--model", "tiny", "--slots", "32", "--sinks", "2", "--prefill", "4", "8", "--begin", "8")
+STEPS = Steps((4, 8), (8,))
+OPTIONS = ExportOptions(CacheConfig(32, 2), STEPS)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -117,8 +118,8 @@ def test_manifest_says_everything(export_tiny: Callable[[str], Path]) -> None:
 
     contract = values["contract"]
     assert set(contract) == set(GRAPHS)
-    assert set(contract["decoder"]) == {"embed", "prefill_4", "prefill_8", "decode", "decode_attention"}
-    for entry in decoder_signatures(source.model.config.llama, 32, (4, 8), attention=True):
+    assert set(contract["decoder"]) == {"embed", "begin_8", "prefill_4", "prefill_8", "decode", "decode_attention"}
+    for entry in decoder_signatures(source.model.config.llama, 32, STEPS):
         assert contract["decoder"][entry.name] == entry.to_dict()
     assert contract["decoder"]["decode"]["inputs"]["kv_cache_k_0"] == ["float32", 2, 32, 8]
 
@@ -261,15 +262,15 @@ def test_gptq_of_a_rotation_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("sizes", [(1,), (0, 4), (4, 4)])
 def test_impossible_prefill_sizes(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="prefill"):
-        ExportOptions(CacheConfig(32, 2), sizes)
+    with pytest.raises(UsageError, match="chunk's size"):
+        ExportOptions(CacheConfig(32, 2), Steps(sizes))
 
 
 @pytest.mark.parametrize(("verify", "sizes"), [(1, (4,)), (-1, (4,)), (31, (4,)), (4, ())])
 def test_impossible_blocks(verify: int, sizes: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"verifies guesses is impossible.*expected 2 to 30, beside a prefill"):
-        ExportOptions(CacheConfig(32, 2), sizes, verify=verify)
-    assert ExportOptions(CacheConfig(32, 2), (4,), verify=30).verify == 30
+        ExportOptions(CacheConfig(32, 2), Steps(sizes, verify=verify))
+    ExportOptions(CacheConfig(32, 2), Steps((4,), verify=30))
 
 
 # --------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def test_unknown_recipe_is_instant(tmp_path: Path) -> None:
             2,
         ),
         ((*TINY, "--slots", "13", "--policy", "multimodal-sink"), "pictures don't fit the cache", 1),
-        ((*TINY, "--prefill", "1"), "prefill", 2),
+        ((*TINY, "--prefill", "1"), "chunk's size", 2),
         ((*TINY, "--llama", "/nowhere.gguf"), "nowhere", 1),
         ((*TINY, "--checkpoint", "/nowhere"), "nowhere", 1),
         ((*TINY, "--recipe", "/nowhere.json"), "nowhere", 2),
@@ -402,7 +403,8 @@ elif moment == "the manifest half written":
     exporter.write_manifest = half_a_manifest
 elif moment == "before it is synced":
     bundle_writer._sync = die
-main(["--model", "tiny", "--slots", "32", "--sinks", "2", "--prefill", "4", "--recipe", "float32", "--out", out])
+main(["--model", "tiny", "--slots", "32", "--sinks", "2", "--prefill", "4", "--begin", "--recipe", "float32",
+      "--out", out])
 """
 
 
@@ -428,7 +430,7 @@ def test_kill_leaves_no_half_bundle(loud_bundle: Path, tmp_path: Path, moment: s
     if moment == "before the last rename":
         assert not out.exists()
     elif moment == "after the last rename":
-        assert Bundle.open(out).manifest.prefill_sizes == (4,)
+        assert Bundle.open(out).manifest.steps.prefill == (4,)
     else:
         assert everything(out) == old
     left = [path.name for path in tmp_path.iterdir() if path != out]

@@ -18,17 +18,17 @@ from export.parity import (
     STORY,
     Parity,
     check,
+    chunk_lengths,
     decoder_tokens,
     measure_decoder,
     measure_vision,
     parity_pictures,
-    prefill_lengths,
 )
 from model.layers import named_variables, numpy_of
 from model.story_model import StoryModel
 from quantization.recipe import Recipe, load_recipe
 from seed_story.config import CacheConfig
-from seed_story.decoder import Decoder
+from seed_story.contract import Steps
 from seed_story.errors import ParityError
 from seed_story.story import SEEDStory
 from seed_story.vision import Vision
@@ -81,13 +81,19 @@ def told(loud_bundle: Path) -> Iterator[SEEDStory]:
         yield model
 
 
+def story_ids(told: SEEDStory) -> list[int]:
+    decoder = told.decoder
+    return decoder_tokens(decoder.steps, decoder.cache.config, told.tokenizer.encode(STORY.read_text(encoding="utf-8")))
+
+
 def figures(told: SEEDStory, model: StoryModel) -> Parity:
     decoder = told.decoder
     decoder.cache.reset()
-    ids = decoder_tokens(decoder, told.tokenizer.encode(STORY.read_text(encoding="utf-8")))
+    ids = story_ids(told)
     seen: list[int] = []
     measured = measure_decoder(model, decoder, ids, seen.append)
-    assert sum(seen) == len(ids) == decoder.cache.position
+    assert sum(seen) == len(ids) + sum(chunk_lengths(decoder.steps.begin, decoder.cache.config))
+    assert decoder.cache.position == len(ids)
     return Parity(*measure_vision(model, told.vision), **measured)  # type: ignore[arg-type]
 
 
@@ -105,7 +111,8 @@ def test_whole_graphs_pass_by_far(told: SEEDStory) -> None:
     assert parity.decoder_mean_kl_nat < 1e-9
     assert parity.decoder_top1 == 1
     assert parity.decoder_perplexity_ratio == pytest.approx(1, abs=1e-5)
-    assert parity.decoder_positions == STEPS + len(told.bundle.manifest.prefill_sizes) >= 256
+    steps = told.bundle.manifest.steps
+    assert parity.decoder_positions == STEPS + len(steps.begin) + len(steps.prefill) >= 256
     assert parity.to_dict()["decoder_positions"] == parity.decoder_positions
 
 
@@ -166,11 +173,15 @@ def test_perplexity_ratio_is_that_of_torch(told: SEEDStory) -> None:
     scale("model.layers.0.mlp.up_proj.weight", 1.1)(source.model)
     measured = figures(told, source.model)
     decoder = told.decoder
-    ids = decoder_tokens(decoder, told.tokenizer.encode(STORY.read_text(encoding="utf-8")))
-    chunks = prefill_lengths(decoder)
+    ids, steps = story_ids(told), decoder.steps
+    begins, chunks = (chunk_lengths(sizes, decoder.cache.config) for sizes in (steps.begin, steps.prefill))
     ends = [sum(chunks[: n + 1]) for n in range(len(chunks))] + list(range(sum(chunks) + 1, len(ids)))
-    decoder.cache.reset()
-    mine = [decoder.feed(decoder.embed(ids[a:b])).copy() for a, b in itertools.pairwise([0, *ends])]
+    mine = []
+    for a, b in [*((0, end) for end in begins), *itertools.pairwise([0, *ends])]:
+        if a == 0:
+            decoder.cache.reset()
+        mine.append(decoder.feed(decoder.embed(ids[a:b])).copy())
+    ends = [*begins, *ends]
     weights = {name: numpy_of(one) for name, one in named_variables(source.model.llama).items()}
     cache, llama = decoder.cache.config, source.model.config.llama
     rows = weights["model.embed_tokens.weight"][ids]
@@ -184,6 +195,22 @@ def test_perplexity_ratio_is_that_of_torch(told: SEEDStory) -> None:
     expected = float(torch.exp(ours - truth))
     assert abs(expected - 1) > 1e-3
     assert measured.decoder_perplexity_ratio == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.usefixtures("short")
+def test_damage_of_the_graph_that_begins_is_found(told: SEEDStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `begin_N` whose first token sees all others; nothing else is wrong."""
+    fill = told.decoder.cache.fill
+
+    def careless(inputs: dict[str, np.ndarray], count: int) -> slice:
+        rows = fill(inputs, count)
+        if "region" not in inputs:
+            inputs["mask"][rows, rows] = 0
+        return rows
+
+    monkeypatch.setattr(told.decoder.cache, "fill", careless)
+    with pytest.raises(ParityError, match="decoder_mean_kl_nat"):
+        check(figures(told, loud_source().model), load_recipe("float32"))
 
 
 @pytest.mark.usefixtures("short")
@@ -245,24 +272,16 @@ def test_pictures_are_pictures() -> None:
     np.testing.assert_array_equal(pictures, parity_pictures(28))
 
 
-class _Like:
-    def __init__(self, slots: int, sinks: int, sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
-        config = CacheConfig(slots, sinks)
-        self.cache = type("Cache", (), {"config": config, "max_chunk": config.ring})()
-
-
 @pytest.mark.parametrize(
     ("slots", "sinks", "sizes"),
-    [(32, 2, (4, 8, 1)), (512, 4, (16, 64, 128, 1)), (4096, 4, (16, 1)), (12, 11, (128, 1)), (2048, 4, (1,))],
+    [(32, 2, (4, 8)), (512, 4, (16, 64, 128)), (4096, 4, (16,)), (12, 11, (128,)), (2048, 4, ())],
 )
 def test_enough_tokens_whatever_the_cache(slots: int, sinks: int, sizes: tuple[int, ...]) -> None:
-    decoder: Decoder = _Like(slots, sinks, sizes)  # type: ignore[assignment]
-    chunks = prefill_lengths(decoder)
-    assert len(chunks) == len(sizes) - 1
-    assert all(1 <= n <= min(size, slots - sinks) for n, size in zip(chunks, sorted(sizes)[1:], strict=True))
+    cache, steps = CacheConfig(slots, sinks), Steps(sizes)
+    chunks = chunk_lengths(sizes, cache)
+    assert all(1 <= n <= min(size, slots - sinks) for n, size in zip(chunks, sorted(sizes), strict=True))
     for length in (1, 700, 10_000):
-        ids = decoder_tokens(decoder, list(range(length)))
+        ids = decoder_tokens(steps, cache, list(range(length)))
         assert len(ids) >= slots + 64
         assert len(ids) - sum(chunks) >= STEPS >= 256
         assert ids[:length] == list(range(length))[: len(ids)]

@@ -17,7 +17,7 @@ from model.story_source import load_source
 from quantization.recipe import CALIBRATION, Recipe, load_recipe
 from quantization.surgery import OpenGraph
 from seed_story.config import CacheConfig, LlamaConfig
-from seed_story.contract import DECODE
+from seed_story.contract import DECODE, Steps
 from seed_story.tokenizer import StoryTokenizer
 
 
@@ -36,7 +36,9 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Reading]:
 
     def opened(recipe: Recipe) -> Reading:
         work = tmp_path_factory.mktemp("work")
-        skeleton = write_skeleton(source.model.config.llama, cache.slots, sizes, work / "x", rotated=recipe.rotated)
+        skeleton = write_skeleton(
+            source.model.config.llama, cache.slots, Steps(tuple(sizes), ()), work / "x", rotated=recipe.rotated
+        )
         return Reading(source, recipe, skeleton, cache, 16, CALIBRATION, work)
 
     return opened

@@ -25,7 +25,7 @@ from quantization.recipe import FOLDER, Recipe, load_recipe
 from quantization.surgery import OpenGraph
 from seed_story.bundle import Bundle, graph_file
 from seed_story.config import CacheConfig
-from seed_story.contract import DECODE, DECODER
+from seed_story.contract import DECODE, DECODER, Steps
 from seed_story.errors import UsageError
 from tests.compare import assert_close
 from tests.training.storybooks import write_stories
@@ -38,7 +38,7 @@ STORIES = [
     [("owl", "An owl sat on a tree.")],
 ]
 STEPS = 60
-OPTIONS = ExportOptions(CacheConfig(32, 2), (4,))
+OPTIONS = ExportOptions(CacheConfig(32, 2), Steps((4,), ()))
 
 
 @pytest.fixture(scope="module")

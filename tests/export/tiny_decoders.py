@@ -18,11 +18,12 @@ from model.sources.random import random_llama
 from seed_story import cache as cache_module
 from seed_story.backends import open_graph
 from seed_story.config import CacheConfig, LlamaConfig, RopeScaling
+from seed_story.contract import Steps
 from seed_story.decoder import Decoder
 from tests.reference.streaming_llama import Gallery, StreamingLlama
 
-SIZES = (4, 8)
-"""N of the prefill graphs, beside decode's 1."""
+SIZES, BEGINS = (4, 8), (8,)
+"""N of the prefill graphs, beside decode's 1, and of those that begin."""
 
 VERIFY = 4
 """K of the decoders that verify guesses."""
@@ -115,7 +116,8 @@ class TinyDecoder:
     def open(self, cache: CacheConfig, sizes: Sequence[int] = SIZES, attention: bool = True) -> Decoder:
         """On the device's engine; close it."""
         graph = open_graph(self.path, threads=1)
-        return Decoder(graph, self.config, cache, sizes, attention, self.sink_rows, self.verify)
+        steps = Steps(tuple(sizes), BEGINS, attention, self.verify)
+        return Decoder(graph, self.config, cache, steps, self.sink_rows)
 
     def reference(self, cache: CacheConfig) -> StreamingLlama:
         """The same model by other means."""
@@ -141,12 +143,10 @@ def export_tiny(
     skeleton = write_skeleton(
         config,
         slots,
-        SIZES,
+        Steps(SIZES, BEGINS, verify=verify),
         folder / "saved_model",
-        attention=True,
         rotated=rotated,
         sink_rows=sink_rows,
-        verify=verify,
     )
     made = TinyDecoder(config, slots, weights, skeleton, folder / "decoder.tflite", sink_rows, verify, rotated)
     fill_skeleton(skeleton, weight_shapes(config, rotated=rotated), made.make, made.path)

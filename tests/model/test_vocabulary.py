@@ -27,6 +27,7 @@ from model.vocabulary import kept_ids, read_corpus, trim_source, trim_tokenizer
 from quantization.recipe import load_recipe
 from seed_story.bundle import Bundle
 from seed_story.config import CacheConfig
+from seed_story.contract import Steps
 from seed_story.errors import ConfigError, UsageError
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory
@@ -130,7 +131,7 @@ def test_a_template_names_its_tokens_anew() -> None:
 
 def test_the_same_greedy_story(tmp_path: Path) -> None:
     """Where all of a story's tokens stay, the bundle of fewer tokens tells it too, with the right words."""
-    options = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8))
+    options = ExportOptions(CacheConfig(slots=32, sinks=2), Steps((4, 8), (8,)))
     whole = source()
     recipe = load_recipe("float32")
     export_bundle(whole, recipe, tmp_path / "whole", options)

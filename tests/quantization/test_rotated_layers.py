@@ -23,6 +23,7 @@ from quantization.sensitivity import sensitivity
 from quantization.surgery import OpenGraph, Runner
 from seed_story.bundle import MANIFEST, Bundle, graph_file
 from seed_story.config import CacheConfig
+from seed_story.contract import Steps
 from seed_story.files import file_sha256
 from seed_story.image import load_and_preprocess_image
 from seed_story.story import SEEDStory
@@ -30,7 +31,7 @@ from tests.loud import int8_of_min_max, loud_source
 from training.data import read_stories
 
 TEXT = "Once upon a time, a fox hid in a log. " * 3
-OPTIONS = ExportOptions(CacheConfig(slots=32, sinks=2), prefill_sizes=(4, 8), force=True)
+OPTIONS = ExportOptions(CacheConfig(slots=32, sinks=2), Steps((4, 8), (8,)), force=True)
 INT8 = int8_of_min_max()
 
 
@@ -151,15 +152,17 @@ def test_the_other_kind_of_reference_is_refused(
         for what in ("--locate", "--sensitivity"):
             assert main(["report", str(bundle), "--reference", str(reference), "--data", str(held_out), what]) == 2
             out, err = capsys.readouterr()
-            command = f"python -m export --model tiny --recipe {recipe} --slots 32 --sinks 2 --prefill 4 8"
+            command = f"python -m export --model tiny --recipe {recipe} --slots 32 --sinks 2 --prefill 4 8 --begin 8"
             assert out == "" and f"{command} --out build/{recipe} " in err and f"--reference build/{recipe}" in err
 
 
 def test_a_command_repeats_the_bundles_options(rotated: Path) -> None:
     manifest = Bundle.open(rotated).manifest
-    plain = replace(manifest, cache=CacheConfig(), prefill_sizes=(16, 64, 128))
+    plain = replace(manifest, cache=CacheConfig(), steps=Steps())
     assert export_command(plain, "float32") == "python -m export --model tiny --recipe float32 --out build/float32"
-    kept = replace(plain, cache=CacheConfig(64, anchors=12, picture_eviction="first-and-last"), attention=False)
+    kept = replace(
+        plain, cache=CacheConfig(64, anchors=12, picture_eviction="first-and-last"), steps=Steps(attention=False)
+    )
     assert export_command(kept, "mine") == (
         "python -m export --model tiny --recipe mine --slots 64 --policy multimodal-sink --pictures 2 "
         "--picture-begin 2 --picture-end 4 --picture-eviction first-and-last --no-attention --out build/mine"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from seed_story.bundle import MANIFEST, TOKENIZER, Manifest, Prompt, graph_file
 from seed_story.config import CacheConfig, StoryConfig
-from seed_story.contract import GRAPHS
+from seed_story.contract import GRAPHS, Steps
 from seed_story.files import file_sha256
 
 _TOKENS = [
@@ -30,8 +30,7 @@ def write_paper_bundle(folder: Path, **changes: object) -> Path:
         name="paper",
         story=StoryConfig.tiny(),
         cache=CacheConfig.tiny(),
-        prefill_sizes=(4,),
-        attention=False,
+        steps=Steps((4,), (), attention=False),
         prompt=Prompt(opening="", request="Tell me a story.", end_tokens=("<|endoftext|>",)),
         special_tokens={},
         files={path.name: (file_sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())},

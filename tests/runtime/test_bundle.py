@@ -15,7 +15,7 @@ import pytest
 
 from seed_story import bundle as bundle_module
 from seed_story.bundle import BUNDLE_VARIABLE, MANIFEST, TOKENIZER, Bundle, Manifest
-from seed_story.contract import SCHEMA_VERSION
+from seed_story.contract import SCHEMA_VERSION, Steps
 from seed_story.errors import BundleError, SeedStoryError
 from seed_story.files import CACHE_VARIABLE, file_sha256
 from tests.runtime.paper_bundle import write_paper_bundle
@@ -159,12 +159,17 @@ def test_missing_field(paper: Path, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["architecture", "cache", "prefill_sizes", "prompt", "special_tokens", "files"],
+    "field", ["architecture", "cache", "prefill_sizes", "begin_sizes", "prompt", "special_tokens", "files"],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [None, 5, "text", {"a": {}}, [[]]], ids=str)
 def test_field_of_another_kind(paper: Path, field: str, value: object) -> None:
     edit(paper, lambda values: values.update({field: value}))
     refused(paper)
+
+
+def test_a_bundle_from_before_there_were_kinds_of_steps(paper: Path) -> None:
+    edit(paper, lambda values: [values.pop(field) for field in ("begin_sizes", "attention", "verify")])
+    assert Bundle.open(paper).manifest.steps == Steps((4,), (), attention=False, verify=0)
 
 
 def test_numbers_that_no_bundle_has(paper: Path) -> None:

@@ -282,6 +282,13 @@ def test_an_exact_fit_is_taken() -> None:
         assert next_chunk(left, (16, 64, 128, 1), 508) == (left, left)
 
 
+def test_a_graph_that_reads_no_cache_may_have_room_to_spare() -> None:
+    """Half of `begin_64` costs less than two of `prefill_16`, half of `prefill_64` more."""
+    assert next_chunk(32, (16, 64, 1), 508) == (16, 16)
+    assert next_chunk(32, (16, 64, 1), 508, begins=(64,)) == (64, 32)
+    assert next_chunk(8, (16, 64, 1), 508, begins=(64,)) == (16, 8)
+
+
 @pytest.mark.parametrize("slots", [9, 16])
 def test_every_layer_can_be_read_in_place(slots: int) -> None:
     llama = replace(LLAMA, num_layers=3, num_heads=1, num_kv_heads=1, head_dim=8)

@@ -271,5 +271,5 @@ def test_a_bundle_from_before_has_none(loud_bundle: Path, tmp_path: Path) -> Non
     assert values.pop("verify") == 0
     (tmp_path / "old" / MANIFEST).write_text(json.dumps(values))
     with SEEDStory(tmp_path / "old", threads=1) as model:
-        assert model.bundle.manifest.verify == 0
+        assert model.bundle.manifest.steps.verify == 0
         assert told(model.begin(sampling=GREEDY).add_text("Once"), 3) is not None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from seed_story.backends.base import Array
 from seed_story.cache import ATTENTION_EVERY
 from seed_story.config import CacheConfig, LlamaConfig, kept_limit
-from seed_story.contract import EMBED, MASKED, Signature
+from seed_story.contract import EMBED, MASKED, Signature, Steps
 from seed_story.decoder import Decoder
 from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import PICTURE_EVICTIONS
@@ -52,7 +52,7 @@ class Recorder:
             return
         cos, sin, mask = (self.inputs[name] for name in ("cos", "sin", "mask"))
         tokens = self.inputs["embeddings"][:, 0]
-        new, old = self.outputs["k"][0, 0], self.inputs["kv_cache_k_0"][0]
+        new, cached = self.outputs["k"][0, 0], "region" in self.inputs  # else of `begin_N`
         new[:, 1], new[:, 3] = cos[:, 0, 1], sin[:, 0, 3]
         self.outputs["v"][0, 0, :, 0] = tokens
         own, keys = tokens, new
@@ -60,11 +60,13 @@ class Recorder:
             place = self.inputs["place"]
             own = self.inputs["block_v"][0, 0, :, 0] + place[:, 0] * tokens
             keys = self.inputs["block_k"][0, 0] + place * new
-        whose = np.concatenate([self.inputs["kv_cache_v_0"][0, :, 0], own])
-        keys = np.concatenate([old, keys])
-        ring, kept = self.inputs["region"]
-        np.testing.assert_array_equal(ring + kept, 1)
-        rotation = np.concatenate([kept, np.zeros(len(own))]).astype(int)  # of the query, for each key
+        whose, rotation = own, np.zeros(len(own), int)  # of the query, for each key
+        if cached:
+            whose = np.concatenate([self.inputs["kv_cache_v_0"][0, :, 0], own])
+            keys = np.concatenate([self.inputs["kv_cache_k_0"][0], keys])
+            ring, kept = self.inputs["region"]
+            np.testing.assert_array_equal(ring + kept, 1)
+            rotation = np.concatenate([kept, rotation]).astype(int)
         places = np.arctan2(sin[:, :, 3], cos[:, :, 3]) / TURN
         distances = places[:, rotation] - np.arctan2(keys[:, 3], keys[:, 1]) / TURN
         for token, open_, row in zip(tokens, mask == 0, distances, strict=True):
@@ -84,9 +86,11 @@ class FakeGraph:
         self.log: dict[int, tuple[Array, Array]] = {}  # what was computed last for each token
         self.asked: list[int] = []
         self.rows = 0
+        self.bound: list[str] = []
 
     def bind(self, signature: Signature, memory: Mapping[str, Array] | None = None) -> Recorder:
         assert signature.name == EMBED or memory
+        self.bound.append(signature.name)
         return Recorder(signature, memory or {}, self)
 
     def close(self) -> None:
@@ -107,7 +111,7 @@ def follow(
         wrong: one guess of so many is.
     """
     graph = FakeGraph()
-    decoder = Decoder(graph, LLAMA, config, sizes, attention=True, verify=verify)
+    decoder = Decoder(graph, LLAMA, config, Steps(tuple(sizes), tuple(sizes[-1:]), verify=verify))
     pictures: list[range] = []
     told, alone = 0, []
     for parts in feeds:
@@ -219,7 +223,7 @@ def test_a_hundred_thousand_tokens_with_a_picture_every_300() -> None:
     """Nothing grows, and every hundredth token sees what it should, from where it should."""
     config = CacheConfig().under("multimodal-sink", picture_eviction="first-and-last")
     graph = FakeGraph()
-    decoder = Decoder(graph, LLAMA, config, (16, 64, 128))
+    decoder = Decoder(graph, LLAMA, config, Steps())
     cache = decoder.cache
     before = [(array.ctypes.data, array.nbytes) for array in (*cache.memory().values(), cache.slot_positions)]
     pictures: list[range] = []
@@ -245,7 +249,7 @@ def test_a_hundred_thousand_tokens_with_a_picture_every_300() -> None:
 def test_tokens_leave_a_chunk_at_a_time_where_no_picture_is_pushed_out() -> None:
     """A picture costs one cut, when it leaves, and no more: the graphs are as busy as without it."""
     graph = FakeGraph()
-    decoder = Decoder(graph, LLAMA, CacheConfig(60, 2, 6, 2, 4), (16,))
+    decoder = Decoder(graph, LLAMA, CacheConfig(60, 2, 6, 2, 4), Steps((16,), ()))
     calls: list[int] = []
     step = decoder._step
     decoder._step = lambda g, rows: (calls.append(len(rows)), step(g, rows))[1]  # type: ignore[method-assign,assignment]
@@ -254,9 +258,22 @@ def test_tokens_leave_a_chunk_at_a_time_where_no_picture_is_pushed_out() -> None
     assert len(calls) == -(-62 // 16) + -(-138 // 16)  # it leaves when 10 + the ring's 52 tokens are read
 
 
+def test_what_is_never_used_is_never_prepared() -> None:
+    """Each signature costs memory and milliseconds, which an engine takes when it is bound."""
+    graph = FakeGraph()
+    decoder = Decoder(graph, LLAMA, CacheConfig(), Steps(verify=8))
+    assert graph.bound == []
+    decoder.embed([1])
+    decoder.feed(np.zeros((40, 4), np.float32))
+    for _ in range(3):
+        decoder.feed(np.zeros((1, 4), np.float32))
+    assert graph.bound == ["embed", "begin_64", "decode"]
+    assert len(decoder.signatures) == len([*decoder.signatures.values()]) == 9
+
+
 @pytest.mark.parametrize("rows", [range(3, 7), range(8, 14)])
 def test_a_picture_elsewhere_is_refused(rows: range) -> None:
-    decoder = Decoder(FakeGraph(), LLAMA, CacheConfig(30, 2, 6, 1, 2), (4,))
+    decoder = Decoder(FakeGraph(), LLAMA, CacheConfig(30, 2, 6, 1, 2), Steps((4,), (4,)))
     decoder.feed(np.zeros((9, 4), np.float32), [range(0, 5)])
     with pytest.raises(UsageError, match="picture"):
         decoder.feed(np.zeros((12, 4), np.float32), [range(2, 8), rows, range(9, 14)])
@@ -264,7 +281,7 @@ def test_a_picture_elsewhere_is_refused(rows: range) -> None:
 
 @pytest.mark.parametrize("tokens", [2, 23])
 def test_a_picture_that_does_not_fit_is_refused(tokens: int) -> None:
-    decoder = Decoder(FakeGraph(), LLAMA, CacheConfig(30, 2, 6, 1, 2), (4,))
+    decoder = Decoder(FakeGraph(), LLAMA, CacheConfig(30, 2, 6, 1, 2), Steps((4,), (4,)))
     with pytest.raises(ConfigError, match="3 anchors to 22 ring slots"):
         decoder.feed(np.zeros((40, 4), np.float32), [range(0, tokens)])
     assert decoder.cache.position == 0

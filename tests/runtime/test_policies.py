@@ -102,7 +102,7 @@ def test_a_bundle_from_before_the_attention_refuses_what_needs_it(loud_bundle: P
     del values["attention"], values["contract"]["decoder"]["decode_attention"]
     (tmp_path / "old" / MANIFEST).write_text(json.dumps(values))
     with SEEDStory(tmp_path / "old", threads=1) as model:
-        assert not model.bundle.manifest.attention
+        assert not model.bundle.manifest.steps.attention
         story = model.begin(sampling=GREEDY).add_text("Once")
         with pytest.raises(ConfigError, match=r"no signature 'decode_attention'.*Export the bundle again"):
             model.begin(policy=replace(SINK, picture_eviction="attention-mass"))

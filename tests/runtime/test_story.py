@@ -97,7 +97,7 @@ def test_chunks_do_not_change_the_greedy_story(
     expected = model(prompt, max_tokens=60, sampling=GREEDY)
     used = []
 
-    def some(left: int, _: Any, most: int) -> tuple[int, int]:
+    def some(left: int, _: Any, most: int, begins: Any) -> tuple[int, int]:
         chunk = next_chunk(left, sizes, most)
         used.append(chunk[0])
         return chunk

@@ -16,6 +16,7 @@ from model.presets import Preset, Tensors
 from model.story_source import load_source
 from quantization.recipe import load_recipe
 from seed_story.config import CacheConfig, StoryConfig
+from seed_story.contract import Steps
 from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory
 from tests.training.storybooks import write_stories
@@ -77,7 +78,7 @@ def bundle(small: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
         # The gate reads a text that this decoder has never seen a byte of; it is measured here, not judged.
         loose = {"decoder_mean_kl_nat": 100.0, "decoder_top1": 0.0}
         source = load_source(small, checkpoint=checkpoint)
-        options = ExportOptions(CacheConfig(slots=192, sinks=4), prefill_sizes=(16, 64))
+        options = ExportOptions(CacheConfig(slots=192, sinks=4), Steps((16, 64), (64,)))
         out = tmp_path_factory.mktemp("bundles") / name
         return export_bundle(source, replace(recipe, bounds={**recipe.bounds, **loose}), out, options).path
 

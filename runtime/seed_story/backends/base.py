@@ -47,8 +47,8 @@ class Graph(Protocol):
 
         Args:
             signature: what the contract says it must be.
-            memory: arrays (aligned, C-contiguous) that some inputs shall be read from, such as the cache's;
-                read anew at every run. The other tensors get memory of their own.
+            memory: arrays (aligned, C-contiguous) that some inputs shall be read from, such as the cache's,
+                anew at every run, and some outputs be written to. The other tensors get memory of their own.
 
         Raises:
             ContractError: the graph's tensors aren't those of the contract.
