@@ -31,7 +31,7 @@ def load(tiny: TinyDecoder) -> schema.ModelT:
     return schema.ModelT.InitFromPackedBuf(bytearray(tiny.path.read_bytes()), 0)
 
 
-SIGNATURES = ("embed", "prefill_4", "prefill_8", "decode", "decode_attention")
+SIGNATURES = ("embed", "begin_8", "prefill_4", "prefill_8", "decode", "decode_attention")
 VERIFYING = ("decode", "decode_attention", "verify_4")
 """Those that read the block of tokens beside the cache, where guesses can be verified."""
 
@@ -44,16 +44,18 @@ def test_tensors_are_those_of_the_design(tiny_decoder: Tiny, name: str) -> None:
     interpreter = Interpreter(str(tiny.path))
     found = interpreter.get_signature_list()
     assert sorted(found) == sorted(SIGNATURES)
-    for signature, n in zip(SIGNATURES[1:], (4, 8, 1, 1), strict=True):
-        cache = (c.num_kv_heads, slots, c.head_dim)
+    for signature, n in zip(SIGNATURES[1:], (8, 4, 8, 1, 1), strict=True):
+        turns, columns = (1, n) if signature == "begin_8" else (2, slots + n)
         inputs = {
             "embeddings": (n, c.hidden_size),
-            "cos": (n, 2, c.head_dim),
-            "sin": (n, 2, c.head_dim),
-            "region": (2, slots),
-            "mask": (n, slots + n),
+            "cos": (n, turns, c.head_dim),
+            "sin": (n, turns, c.head_dim),
+            "mask": (n, columns),
         }
-        inputs |= {f"kv_cache_{kind}_{i}": cache for kind in "kv" for i in range(c.num_layers)}
+        if signature != "begin_8":
+            cache = (c.num_kv_heads, slots, c.head_dim)
+            inputs |= {"region": (2, slots)}
+            inputs |= {f"kv_cache_{kind}_{i}": cache for kind in "kv" for i in range(c.num_layers)}
         new = (c.num_layers, c.num_kv_heads, n, c.head_dim)
         outputs = {"logits": (1, c.vocab_size), "k": new, "v": new}
         if signature == "decode_attention":
@@ -81,8 +83,9 @@ def test_operators_are_those_that_the_engine_is_fast_at(tiny_decoder: Tiny, name
         found = operators(model, signature)
         layers = tiny.config.num_layers
         assert found.count("FULLY_CONNECTED") == 4 * layers + 1, "qkv, o, gate and up, down; and the head"
-        # Scores of the cache, or of what may be kept and of all else, and the mixture; one own key is no matrix.
-        assert found.count("BATCH_MATMUL") == (2 if signature.startswith("decode") else 3) * layers
+        # Scores of the cache, or of what may be kept and of all else, or of the chunk; and the mixture. One own key is
+        # no matrix.
+        assert found.count("BATCH_MATMUL") == (3 if signature.startswith("prefill") else 2) * layers
         assert found.count("PACK") == 2, "the new keys, the new values"
         assert not {"GATHER", "DYNAMIC_UPDATE_SLICE", "STRIDED_SLICE", "DEQUANTIZE", "CAST", "CUSTOM"} & set(found)
         assert not [op for op in found if op.startswith("BROADCAST")]
