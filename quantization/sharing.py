@@ -1,4 +1,4 @@
-"""Stores equal vectors of a `.tflite` file once.
+"""Stores equal vectors of a `.tflite` file once, and nothing where a tensor has nothing to say of quantization.
 
 Every signature has tensors of its own for the weights that all share, and each tensor carries its scales and zero
 points: twelve bytes a channel and signature. The format lets tables point to one vector, but its writers do not.
@@ -29,10 +29,18 @@ class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
         return self._known[key]
 
 
+def _is_empty(table: schema.QuantizationParametersT) -> bool:
+    fields = (table.scale, table.min, table.max, table.details)
+    return not any(field is not None and np.size(field) for field in fields)
+
+
 def share_vectors(path: Path) -> None:
     """Writes a file anew, the same graph with less in it."""
     old = np.memmap(path, np.uint8, "r")
     model = schema.ModelT.InitFromPackedBuf(old, 0)
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        if tensor.quantization is not None and _is_empty(tensor.quantization):
+            tensor.quantization = None
     part = path.with_suffix(".part")
     behind = ((number, buffer.offset, buffer.size) for number, buffer in enumerate(model.buffers) if buffer.offset > 1)
     contents = ((number, old[offset : offset + size]) for number, offset, size in behind)

@@ -52,12 +52,20 @@ def packed_twice(path: Path) -> int:
     return twice
 
 
+def empty_tables(path: Path) -> int:
+    """Tensors whose quantization is given, but says nothing."""
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    said = [tensor.quantization for graph in model.subgraphs for tensor in graph.tensors if tensor.quantization]
+    return sum(one.scale is None and one.details is None for one in said)
+
+
 def test_the_same_function_in_a_smaller_file(quantized: Path) -> None:
     shared = quantized.with_name("shared.tflite")
     shutil.copy(quantized, shared)
     share_vectors(shared)
     assert packed_twice(quantized) > 0 and packed_twice(shared) == 0
     assert quantized.stat().st_size - shared.stat().st_size >= packed_twice(quantized)
+    assert empty_tables(quantized) > 0 and empty_tables(shared) == 0
     assert sorted(path.name for path in quantized.parent.iterdir()) == ["plain.tflite", "shared.tflite"]
     before, after = told(quantized), told(shared)
     assert before.keys() == after.keys() and "decode" in before
