@@ -135,11 +135,6 @@ class Decoder:
         self.runs = 0
         self._check(cache)
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """N of the graphs there are for any time, 1 among them."""
-        return (*self.steps.prefill, 1)
-
     def embed(self, token_ids: Sequence[int]) -> Array:
         """Token ids to embeddings, float32 `[len(token_ids), hidden]`."""
         rows, graph = np.empty((len(token_ids), self._llama.hidden_size), np.float32), self.signatures[EMBED]
@@ -198,7 +193,7 @@ class Decoder:
             return self._next(embeddings, guess)
         while len(embeddings):
             begins = () if self.cache.position else self.steps.begin
-            size, count = next_chunk(len(embeddings), (*self.sizes, *begins), self.cache.max_chunk, begins)
+            size, count = next_chunk(len(embeddings), (*self.steps.prefill, 1, *begins), self.cache.max_chunk, begins)
             name = self._single() if size == 1 else begin_name(size) if size in begins else prefill_name(size)
             logits = self._step(self.signatures[name], embeddings[:count])
             embeddings = embeddings[count:]
