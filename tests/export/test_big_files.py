@@ -87,7 +87,7 @@ def peak_of_export(config: LlamaConfig, folder: Path) -> float:
     """MiB that an export to int8 has resident at most."""
     write_checkpoint(folder / "checkpoint", config, json.loads(byte_tokenizer().to_str()))
     given = ["--model", "tiny", "--llama", str(folder / "checkpoint"), "--out", str(folder / "bundle"), "--force"]
-    command = [sys.executable, "-c", PROGRAM, *given, "--slots", "32", "--prefill", "16"]
+    command = [sys.executable, "-c", PROGRAM, *given, "--slots", "32", "--prefill", "16", "--begin"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return float(done.stdout.splitlines()[-1])
