@@ -12,10 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.decoder_step import DecoderStep, Int8Step, Tensor
+from export.decoder_step import BeginStep, DecoderStep, Int8Step, Tensor
 from export.decoder_weights import TABLE, weight_shapes
 from seed_story.config import LlamaConfig
-from seed_story.contract import EMBED, Signature, Steps, decoder_signatures
+from seed_story.contract import EMBED, Signature, Steps, begin_name, decoder_signatures
 
 
 def write_skeleton(
@@ -37,8 +37,9 @@ def write_skeleton(
     shapes = weight_shapes(config, rotated=rotated)
     functions = {EMBED: _trace_embed(shapes)}
     _, *others = decoder_signatures(config, slots, steps, sink_rows)
+    begins = set(map(begin_name, steps.begin))
     for step in others:
-        kind = DecoderStep if sink_rows is None else Int8Step
+        kind = BeginStep if step.name in begins else DecoderStep if sink_rows is None else Int8Step
         functions[step.name] = _trace_step(kind(config, slots, step), step, shapes)
     tf.saved_model.save(tf.Module(), str(folder), signatures=functions)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(functions))

@@ -74,7 +74,7 @@ class DecoderStep:
         self.block = shapes[PLACE][0] if PLACE in shapes else 0
         self.m = self.block or self.n
         self.few = self.n == 1 or self.block > 0  # sums in the order of single tokens, to come to the same bits
-        self.columns = shapes["mask"][1] - self.m  # 0: the cache is empty, and isn't read
+        self.columns = shapes["mask"][1] - self.m
         self.rotations = shapes["cos"][1]
         self.v, self.g, self.d = config.num_kv_heads, config.group, config.head_dim
 
@@ -133,12 +133,9 @@ class DecoderStep:
         n, v, g, d = self.n, self.v, self.g, self.d
         queries, key, value = self._project(_matmul(x, inputs[matrix(layer, "qkv")]), shared)
         keys, values = (self._in_block(*one, layer, inputs) for one in ((key, BLOCK_K), (value, BLOCK_V)))
-        if self.columns:
-            scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
-        else:
-            scores = _scores_of(queries, keys)
+        scores = tf.concat(self._scores(queries, keys, layer, inputs, shared), axis=-1)  # [v, rows, columns + m]
         weights = tf.nn.softmax(self._masked(scores, shared["mask"]))
-        mixed = self._mixed(weights, values, layer, inputs) if self.columns else _mixture_of(weights, values)
+        mixed = self._mixed(weights, values, layer, inputs)  # [v, rows, d]
         if n > 1:
             mixed = tf.transpose(tf.reshape(mixed, [v * g, n, d]), [1, 0, 2])
         return tf.reshape(mixed, [n, v * g * d]), key, value, weights
@@ -179,8 +176,8 @@ class DecoderStep:
         """Splits and rotates `[n, (v (g + 1) + v) d]`.
 
         Returns:
-            Queries `[v, 2 rows, d]` (rows = g n, by position, then by place inside the cache), and key and value,
-            `[v, n, d]`.
+            Queries `[v, 2 rows, d]` (rows = g n, by position, then by place inside the cache; `begin_N` has the first
+            half alone), and key and value, `[v, n, d]`.
         """
         n, v, g, d, turns = self.n, self.v, self.g, self.d, self.rotations
         qk = tf.reshape(tf.slice(qkv, [0, 0], [n, v * (g + 1) * d]), [n, v, 1, g + 1, d])
@@ -199,6 +196,18 @@ class DecoderStep:
             return scores + mask
         by_head = tf.reshape(scores, [self.v * self.g, self.n, self.columns + self.m]) + mask
         return tf.reshape(by_head, scores.shape)
+
+
+class BeginStep(DecoderStep):
+    """`begin_N`: there is no cache, so the chunk's own keys and values are all."""
+
+    def _scores(
+        self, queries: Tensor, key: Tensor, layer: int, inputs: Mapping[str, Tensor], shared: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        return [_scores_of(queries, key)]
+
+    def _mixed(self, weights: Tensor, value: Tensor, layer: int, inputs: Mapping[str, Tensor]) -> Tensor:
+        return _mixture_of(weights, value)
 
 
 class Int8Step(DecoderStep):

@@ -83,11 +83,9 @@ def export_command(manifest: Manifest, recipe: str) -> str:
     if cache.policy == MULTIMODAL_SINK:
         words.append(f"--policy {MULTIMODAL_SINK} --pictures {cache.pictures} --picture-begin {cache.picture_begin} "
                      f"--picture-end {cache.picture_end} --picture-eviction {cache.picture_eviction}")  # fmt: skip
-    steps = manifest.steps
-    words += [f"--{name} {' '.join(map(str, sizes))}".rstrip() for name, sizes, default in
-              (("prefill", steps.prefill, Steps.prefill), ("begin", steps.begin, Steps.begin))
-              if sizes != default]  # fmt: skip
-    if not steps.attention:
+    words += [" ".join([f"--{name}", *map(str, getattr(manifest.steps, name))]) for name in ("prefill", "begin")
+              if getattr(manifest.steps, name) != getattr(Steps, name)]  # fmt: skip
+    if not manifest.steps.attention:
         words.append("--no-attention")
     return " ".join([*words, f"--out build/{recipe}"])
 

@@ -10,14 +10,15 @@ from benchmarks.peers.files import Made
 from benchmarks.peers.venvs import OWN, Venv
 from benchmarks.peers.weights import PICTURES
 from model.presets import SEED_STORY_135M
+from seed_story.device import ROOT, simd_features
 
 _HERE = Path(__file__).parents[1]
 _MAKERS = _HERE / "makers"
 
 
-def without_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+def without_amx(root: Path = ROOT) -> dict[str, str]:
     """For a compiler that would use AMX: with it, llama.cpp ends in a segmentation fault (ggml-org/llama.cpp#20824)."""
-    if not cpuinfo.is_file() or " amx_int8" not in cpuinfo.read_text(encoding="utf-8", errors="replace"):
+    if "amx_int8" not in (simd_features(root) or ()):
         return {}
     return {"CMAKE_ARGS": "-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"}
 

@@ -255,10 +255,11 @@ class SinkCache:
         self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
         mask.fill(MASKED)
+        if not block:
+            mask[rows, mask.shape[1] - count :] = _causal(count)
         if mask.shape[1] == size:  # of `begin_N`
             if self.position:
                 raise UsageError("a graph that reads no cache can't go on", got=self.position, expected="no token yet")
-            mask[rows, first:] = _causal(count)
             return rows
         ring = slice(config.kept, config.slots)
         hidden = self.slot_positions[ring] < np.array(oldest)[:, None]
@@ -267,8 +268,6 @@ class SinkCache:
             hidden |= self.slot_positions[ring] >= block.begin
             empty[block.begin : config.sinks] = True
             self._fill_block(block, inputs[PLACE], mask[rows, self.columns :], oldest)
-        else:
-            mask[rows, self.columns + size - count :] = _causal(count)
         np.multiply(hidden, MASKED, out=mask[rows, ring])
         np.multiply(empty, MASKED, out=mask[rows, self._kept_columns])
         return rows

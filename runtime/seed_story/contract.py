@@ -192,6 +192,11 @@ def cache_specs(config: LlamaConfig, slots: int, sink_rows: int | None = None) -
     )
 
 
+def _step_outputs(config: LlamaConfig, size: int) -> tuple[TensorSpec, ...]:
+    new = (config.num_layers, config.num_kv_heads, size, config.head_dim)
+    return TensorSpec("logits", (1, config.vocab_size)), TensorSpec("k", new), TensorSpec("v", new)
+
+
 def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | None = None, block: int = 0) -> Signature:
     """`prefill_N` or `decode`; see the top of this file, and `cache_specs`.
 
@@ -200,7 +205,6 @@ def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | No
     """
     held = (config.num_layers, config.num_kv_heads, block, config.head_dim)
     beside = (TensorSpec(BLOCK_K, held), TensorSpec(BLOCK_V, held), TensorSpec(PLACE, (block, 1))) if block else ()
-    new = (config.num_layers, config.num_kv_heads, size, config.head_dim)
     region = () if sink_rows is not None else (TensorSpec("region", (2, slots)),)
     return Signature(
         prefill_name(size),
@@ -213,13 +217,13 @@ def decoder_step(config: LlamaConfig, slots: int, size: int, sink_rows: int | No
             TensorSpec("mask", (size, slots + (sink_rows or 0) + (block or size))),
             *cache_specs(config, slots, sink_rows),
         ),
-        (TensorSpec("logits", (1, config.vocab_size)), TensorSpec("k", new), TensorSpec("v", new)),
+        _step_outputs(config, size),
     )
 
 
 def decoder_begin_step(config: LlamaConfig, size: int) -> Signature:
     """`begin_N`; see the top of this file."""
-    rotation, new = (size, 1, config.head_dim), (config.num_layers, config.num_kv_heads, size, config.head_dim)
+    rotation = (size, 1, config.head_dim)
     return Signature(
         begin_name(size),
         (
@@ -228,7 +232,7 @@ def decoder_begin_step(config: LlamaConfig, size: int) -> Signature:
             TensorSpec("sin", rotation),
             TensorSpec("mask", (size, size)),
         ),
-        (TensorSpec("logits", (1, config.vocab_size)), TensorSpec("k", new), TensorSpec("v", new)),
+        _step_outputs(config, size),
     )
 
 

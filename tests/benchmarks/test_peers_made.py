@@ -181,12 +181,13 @@ def test_a_missing_venv_is_remembered(tmp_path: Path, said: list[str], monkeypat
 
 
 def test_llama_cpp_is_built_without_amx_where_there_is_any(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    assert without_amx(cpuinfo) == {}
+    cpuinfo = tmp_path / "proc" / "cpuinfo"
+    cpuinfo.parent.mkdir()
+    assert without_amx(tmp_path) == {}
     cpuinfo.write_text("flags\t: fpu avx512_vnni\n")
-    assert without_amx(cpuinfo) == {}
+    assert without_amx(tmp_path) == {}
     cpuinfo.write_text("flags\t: fpu amx_bf16 amx_tile amx_int8\n")
-    assert "-mno-amx-int8" in without_amx(cpuinfo)["CMAKE_ARGS"]
+    assert "-mno-amx-int8" in without_amx(tmp_path)["CMAKE_ARGS"]
 
 
 def test_a_venv_is_installed_in_its_own_environment(
