@@ -24,7 +24,7 @@ DATA = build/storybook
 TRAINING = build/training
 MINUTES = 60
 
-IMAGE = demo_app/pictures/fox.jpg
+IMAGE = demo_app/pictures/bear.jpg
 PROMPT = Once upon a time,
 SEED = 1
 MAX_TOKENS = 200

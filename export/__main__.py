@@ -46,7 +46,8 @@ def _run(args: argparse.Namespace) -> int:
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
     if args.trim_vocabulary:
         source = trim_source(source, read_corpus(args.trim_vocabulary))
-    steps = Steps(tuple(args.prefill), tuple(args.begin), not args.no_attention, args.verify)
+    begin = [size for size in BEGIN_SIZES if size <= args.slots] if args.begin is None else args.begin
+    steps = Steps(tuple(args.prefill), tuple(begin), not args.no_attention, args.verify)
     options = ExportOptions(cache, steps, args.force, args.calibration)
     bundle = export_bundle(source, recipe, args.out, options)
     print(summary(bundle))
@@ -103,9 +104,9 @@ def _parser() -> argparse.ArgumentParser:
                         help=f"a smaller decoder without {DECODE_ATTENTION}, which {ATTENTION_MASS} needs")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="+", default=list(PREFILL_SIZES), metavar="N",
                         help="chunk sizes of the prefill graphs (default: 16 64 128)")  # fmt: skip
-    parser.add_argument("--begin", type=int, nargs="*", default=list(BEGIN_SIZES), metavar="N",
+    parser.add_argument("--begin", type=int, nargs="*", metavar="N",
                         help="and of the graphs that read a story's first tokens, which take little more than half "
-                        "the time (default: 64 128)")  # fmt: skip
+                        "the time (default: 64 512, if there are as many slots)")  # fmt: skip
     parser.add_argument("--verify", type=whole(2), default=0, metavar="K",
                         help="a decoder that tests K tokens in one run, to speculate with: much faster where a story "
                         "repeats itself, as at temperature 0 (8 is good; default: none)")  # fmt: skip

@@ -171,9 +171,10 @@ class SinkCache:
 
         Two of them must not share a ring slot, and none but the last may push a picture out.
         """
+        most = self.config.ring + max(self.config.sinks - self.position, 0)
         if not self._pictures:
-            return self.config.ring
-        return min(self.config.ring, self._pictures[0].tokens.start + self.config.ring - self.position)
+            return most
+        return min(most, self._pictures[0].tokens.start + self.config.ring - self.position)
 
     @property
     def max_ahead(self) -> int:

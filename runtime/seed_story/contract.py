@@ -59,7 +59,7 @@ SCHEMA_VERSION = 1
 VIT, QFORMER, DECODER = "vit", "qformer", "decoder"
 GRAPHS = (VIT, QFORMER, DECODER)
 ENCODE, PROJECT, EMBED, DECODE, DECODE_ATTENTION = "encode", "project", "embed", "decode", "decode_attention"
-PREFILL_SIZES, BEGIN_SIZES = (16, 64, 128), (64, 128)
+PREFILL_SIZES, BEGIN_SIZES = (16, 64, 128), (64, 512)
 
 BEGIN_PICTURE, END_PICTURE = "<|picture|>", "<|/picture|>"
 """The control tokens around a picture's embeddings."""

@@ -27,9 +27,9 @@ from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import ATTENTION_MASS
 from seed_story.snapshot import State
 
-_CALL_COST, _BEGIN_COST = 20, 0.6
+_CALL_COST, _BEGIN_COST = 20, 0.65
 """What a call costs beyond its tokens, in tokens, and what one that reads no cache costs beside one that does: measured
-with two x86-64 cores (19 to 30; 0.55 to 0.6)."""
+with two x86-64 cores (19 to 30; 0.55 to 0.77)."""
 
 _NEW = ("k", "v")
 """The outputs that go into the cache."""
@@ -41,22 +41,31 @@ Guess = Callable[[int], Sequence[int]]
 
 
 def next_chunk(left: int, sizes: Sequence[int], most: int, begins: Collection[int] = ()) -> tuple[int, int]:
-    """Which graph to call next, and with how many tokens: the one that spends least a token.
+    """Which graph to call next, and with how many tokens: the one that spends least a token, or a better beginning.
 
     Args:
         left: tokens still to be fed, at least 1.
         sizes: N of the graphs there are; 1 is among them.
         most: tokens that one call may take.
-        begins: N of those graphs that read no cache.
+        begins: N of the graphs that read no cache, if there is nothing in it yet.
 
     Returns:
         N of the graph, and how many of the tokens to give it.
     """
 
-    def use(size: int) -> float:
-        return min(size, left, most) / ((size + _CALL_COST) * (_BEGIN_COST if size in begins else 1))
+    def thriftiest(left: int) -> int:
+        return max(sizes, key=lambda size: min(size, left, most) / (size + _CALL_COST))
 
-    size = max(sizes, key=use)
+    def cost(left: int) -> int:
+        spent = 0
+        while left > 0:
+            size = thriftiest(left)
+            spent, left = spent + size + _CALL_COST, left - min(size, most)
+        return spent
+
+    costs = {size: _BEGIN_COST * (size + _CALL_COST) + cost(left - min(size, most)) for size in begins}
+    best = min(costs, key=costs.__getitem__, default=None)
+    size = best if best and costs[best] < cost(left) else thriftiest(left)
     return size, min(size, left, most)
 
 
@@ -193,7 +202,7 @@ class Decoder:
             return self._next(embeddings, guess)
         while len(embeddings):
             begins = () if self.cache.position else self.steps.begin
-            size, count = next_chunk(len(embeddings), (*self.steps.prefill, 1, *begins), self.cache.max_chunk, begins)
+            size, count = next_chunk(len(embeddings), (*self.steps.prefill, 1), self.cache.max_chunk, begins)
             name = self._single() if size == 1 else begin_name(size) if size in begins else prefill_name(size)
             logits = self._step(self.signatures[name], embeddings[:count])
             embeddings = embeddings[count:]

@@ -83,9 +83,10 @@ def test_operators_are_those_that_the_engine_is_fast_at(tiny_decoder: Tiny, name
         found = operators(model, signature)
         layers = tiny.config.num_layers
         assert found.count("FULLY_CONNECTED") == 4 * layers + 1, "qkv, o, gate and up, down; and the head"
-        # Scores of the cache, or of what may be kept and of all else, or of the chunk; and the mixture. One own key is
-        # no matrix.
-        assert found.count("BATCH_MATMUL") == (3 if signature.startswith("prefill") else 2) * layers
+        # Scores of the cache, or of what may be kept and of all else, or of each of the three parts of a beginning; and
+        # the mixture, or mixtures. One own key is no matrix.
+        products = {"prefill": 3, "begin": 6}.get(signature.split("_")[0], 2)
+        assert found.count("BATCH_MATMUL") == products * layers
         assert found.count("PACK") == 2, "the new keys, the new values"
         assert not {"GATHER", "DYNAMIC_UPDATE_SLICE", "STRIDED_SLICE", "DEQUANTIZE", "CAST", "CUSTOM"} & set(found)
         assert not [op for op in found if op.startswith("BROADCAST")]

@@ -120,7 +120,7 @@ def test_a_story_begins_without_a_cache(
 ) -> None:
     """`begin_N` by the reference, whatever lies in the rows before its tokens; what comes next reads what it left."""
     tiny = tiny_decoder(name)
-    count = min(count, cache.ring)
+    count = min(count, cache.slots)
     x = tiny.embeddings(count + 20, seed=count)
     expected = tiny.reference(cache).feed(x)
     decoder = open_decoder(tiny, cache)
@@ -297,12 +297,13 @@ def test_a_poisoned_story_ends_with_reset(
 def test_a_step_of_the_wrong_size_is_refused(tiny_decoder: Tiny, open_decoder: Open) -> None:
     cache = CacheConfig(12, 9)
     decoder = open_decoder(tiny_decoder("gqa"), cache)
-    x = tiny_decoder("gqa").embeddings(8)
+    x = tiny_decoder("gqa").embeddings(13)
+    decoder.feed(x[:9])
     with pytest.raises(UsageError, match="expected 1 to 3"):
-        decoder._step(decoder.signatures[prefill_name(4)], x[:4])  # two tokens would share a slot of the ring
+        decoder._step(decoder.signatures[prefill_name(4)], x[9:])  # two tokens would share a slot of the ring
     with pytest.raises(UsageError, match="got 0"):
         decoder.cache.fill(decoder.signatures[prefill_name(4)].inputs, 0)
-    assert decoder.cache.position == 0
+    assert decoder.cache.position == 9
 
 
 def test_feeding_nothing_is_refused(tiny_decoder: Tiny, open_decoder: Open) -> None:

@@ -95,6 +95,22 @@ def test_smaller_recipes_make_smaller_decoders(export_tiny: Callable[[str], Path
     assert sizes["float32"] - sizes["int8"] > 0.9 * weights
 
 
+@pytest.mark.parametrize(("flags", "sizes"), [((), (64,)), (("--begin", "8", "512"), (8, 512)), (("--begin",), ())])
+def test_no_beginning_is_longer_than_the_cache_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], sizes: tuple[int, ...]
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def ask(source: object, recipe: object, out: object, options: ExportOptions) -> None:
+        raise Asked(options.steps.begin)
+
+    monkeypatch.setattr("export.export.export_bundle", ask)
+    with pytest.raises(Asked) as asked:
+        main(["--model", "tiny", "--slots", "100", *flags])
+    assert asked.value.args == (sizes,)
+
+
 def test_manifest_says_everything(export_tiny: Callable[[str], Path]) -> None:
     folder = export_tiny("int8")
     values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

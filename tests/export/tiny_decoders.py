@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from export import decoder_step
 from export.balance import Balance
 from export.decoder_graph import write_skeleton
 from export.decoder_weights import broad_directions, skeleton_weight, weight_shapes
@@ -138,16 +140,11 @@ def export_tiny(
     sink_rows: int | None = None,
     verify: int = 0,
 ) -> TinyDecoder:
-    """Exports to `folder`, which is empty."""
-    weights = loud_llama(config)
-    skeleton = write_skeleton(
-        config,
-        slots,
-        Steps(SIZES, BEGINS, verify=verify),
-        folder / "saved_model",
-        rotated=rotated,
-        sink_rows=sink_rows,
-    )
+    """Exports to `folder`, which is empty; `begin_N` in parts of three queries, three and two."""
+    weights, steps = loud_llama(config), Steps(SIZES, BEGINS, verify=verify)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder_step, "AT_ONCE", 3)
+        skeleton = write_skeleton(config, slots, steps, folder / "saved_model", rotated=rotated, sink_rows=sink_rows)
     made = TinyDecoder(config, slots, weights, skeleton, folder / "decoder.tflite", sink_rows, verify, rotated)
     fill_skeleton(skeleton, weight_shapes(config, rotated=rotated), made.make, made.path)
     return made

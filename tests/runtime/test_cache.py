@@ -231,7 +231,7 @@ def test_nothing_grows_and_reset_forgets() -> None:
         np.testing.assert_array_equal(fresh[name], used[name])
 
 
-@pytest.mark.parametrize(("size", "count"), [(4, 0), (4, -1), (4, 5), (1, 2), (16, 11), (16, 16), (1, 0)])
+@pytest.mark.parametrize(("size", "count"), [(4, 0), (4, -1), (4, 5), (1, 2), (16, 13), (16, 16), (1, 0)])
 def test_impossible_chunks_are_refused_and_change_nothing(size: int, count: int) -> None:
     cache = SinkCache(LLAMA, CacheConfig(12, 2))
     inputs = graph_inputs(12, size)
@@ -242,10 +242,14 @@ def test_impossible_chunks_are_refused_and_change_nothing(size: int, count: int)
 
 
 def test_the_largest_chunks_are_taken() -> None:
+    """An empty cache takes as many tokens as it has slots, one with all its sinks those of the ring."""
     cache = SinkCache(LLAMA, CacheConfig(12, 2))
-    assert cache.max_chunk == 10
-    cache.fill(graph_inputs(12, 16), 10)
+    assert cache.max_chunk == 12
+    cache.fill(graph_inputs(12, 16), 12)
     cache.fill(graph_inputs(12, 4), 4)
+    for said, left in ((1, 11), (1, 10), (5, 10)):
+        cache.store(*(np.zeros((LLAMA.num_layers, LLAMA.num_kv_heads, said, LLAMA.head_dim), np.float32),) * 2, said)
+        assert cache.max_chunk == left
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 3, 1), (4, -1), (4, 0, -1)])
@@ -287,6 +291,15 @@ def test_a_graph_that_reads_no_cache_may_have_room_to_spare() -> None:
     assert next_chunk(32, (16, 64, 1), 508) == (16, 16)
     assert next_chunk(32, (16, 64, 1), 508, begins=(64,)) == (64, 32)
     assert next_chunk(8, (16, 64, 1), 508, begins=(64,)) == (16, 8)
+
+
+def test_a_beginning_is_chosen_by_what_comes_after_it() -> None:
+    """A whole beginning may cost more a token than a shorter one, and less than that and the rest."""
+    sizes, begins = (16, 64, 128, 1), (64, 512)
+    assert next_chunk(128, sizes, 512, begins) == (64, 64)
+    assert next_chunk(400, sizes, 512, begins) == (512, 400)
+    assert next_chunk(2000, sizes, 512, begins) == (512, 512)
+    assert next_chunk(2000, sizes, 70, begins) == (64, 64)
 
 
 @pytest.mark.parametrize("slots", [9, 16])
