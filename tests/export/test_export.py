@@ -99,14 +99,14 @@ def test_smaller_recipes_make_smaller_decoders(export_tiny: Callable[[str], Path
 def test_no_beginning_is_longer_than_the_cache_unless_asked_for(
     monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], sizes: tuple[int, ...]
 ) -> None:
-    class Asked(Exception):
+    class AskedError(Exception):
         pass
 
     def ask(source: object, recipe: object, out: object, options: ExportOptions) -> None:
-        raise Asked(options.steps.begin)
+        raise AskedError(options.steps.begin)
 
     monkeypatch.setattr("export.export.export_bundle", ask)
-    with pytest.raises(Asked) as asked:
+    with pytest.raises(AskedError) as asked:
         main(["--model", "tiny", "--slots", "100", *flags])
     assert asked.value.args == (sizes,)
 
