@@ -27,9 +27,10 @@ from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import ATTENTION_MASS
 from seed_story.snapshot import State
 
-_CALL_COST, _BEGIN_COST = 20, 0.65
-"""What a call costs beyond its tokens, in tokens, and what one that reads no cache costs beside one that does: measured
-with two x86-64 cores (19 to 30; 0.55 to 0.77)."""
+_CALL_COST, _BEGIN_COST, _SCORES_COST = 20, 0.6, 1 / 2500
+"""What a call costs beyond its tokens, in tokens; what one that reads no cache costs beside one that does; and by how
+much more with each of its tokens, all of which it scores. Measured with two x86-64 cores (19 to 30; of 64 tokens 0.55
+to 0.64, of 512 0.77 to 0.80)."""
 
 _NEW = ("k", "v")
 """The outputs that go into the cache."""
@@ -63,9 +64,11 @@ def next_chunk(left: int, sizes: Sequence[int], most: int, begins: Collection[in
             spent, left = spent + size + _CALL_COST, left - min(size, most)
         return spent
 
-    costs = {size: _BEGIN_COST * (size + _CALL_COST) + cost(left - min(size, most)) for size in begins}
-    best = min(costs, key=costs.__getitem__, default=None)
-    size = best if best and costs[best] < cost(left) else thriftiest(left)
+    def cost_of_beginning(size: int) -> float:
+        return (size + _CALL_COST) * (_BEGIN_COST + size * _SCORES_COST) + cost(left - min(size, most))
+
+    best = min(begins, key=cost_of_beginning, default=None)
+    size = best if best and cost_of_beginning(best) < cost(left) else thriftiest(left)
     return size, min(size, left, most)
 
 

@@ -297,6 +297,7 @@ def test_a_beginning_is_chosen_by_what_comes_after_it() -> None:
     """A whole beginning may cost more a token than a shorter one, and less than that and the rest."""
     sizes, begins = (16, 64, 128, 1), (64, 512)
     assert next_chunk(128, sizes, 512, begins) == (64, 64)
+    assert next_chunk(320, sizes, 512, begins) == (64, 64)
     assert next_chunk(400, sizes, 512, begins) == (512, 400)
     assert next_chunk(2000, sizes, 512, begins) == (512, 512)
     assert next_chunk(2000, sizes, 70, begins) == (64, 64)
