@@ -32,6 +32,9 @@ from seed_story.contract import (
 
 Tensor = Any
 
+AT_ONCE = 256
+"""Queries that `begin_N` scores at once."""
+
 
 def _matmul(x: Tensor, weight: Tensor) -> Tensor:
     return tf.matmul(x, weight, transpose_b=True)
@@ -59,10 +62,6 @@ def _scores_of(queries: Tensor, keys: Tensor) -> Tensor:
 def _mixture_of(weights: Tensor, values: Tensor) -> Tensor:
     """Values `[v, m, d]` by their weights `[v, rows, m]`: `[v, rows, d]`; one value as one key in `_scores_of`."""
     return weights * values if values.shape[1] == 1 else tf.matmul(weights, values)
-
-
-AT_ONCE = 256
-"""Queries that `begin_N` scores at once."""
 
 
 class DecoderStep:
@@ -212,10 +211,10 @@ class DecoderStep:
         return tf.reshape(queries, [v, turns * g * n, d]), tf.reshape(key, [v, n, d]), tf.reshape(value, [v, n, d])
 
     def _masked(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Scores `[v, g rows, columns]` and the mask of these rows, `[1, rows, columns]`, which all heads share."""
         if self.n == 1:
             return scores + mask
-        by_head = tf.reshape(scores, [self.v * self.g, self.n, self.columns + self.m]) + mask
-        return tf.reshape(by_head, scores.shape)
+        return tf.reshape(tf.reshape(scores, [self.v * self.g, *mask.shape[1:]]) + mask, scores.shape)
 
 
 class BeginStep(DecoderStep):
@@ -241,9 +240,8 @@ class BeginStep(DecoderStep):
             part, mask = _rows(by_head, begin, end), _rows(shared["mask"], begin, end)
             mask = mask if end == n else _parted(mask, end)[0]
             scores = _scores_of(tf.reshape(part, [v, g * (end - begin), d]), _rows(key, 0, end))
-            weights = tf.nn.softmax(tf.reshape(scores, [v * g, end - begin, end]) + mask)
-            part = _mixture_of(tf.reshape(weights, scores.shape), _rows(value, 0, end))
-            mixed.append(tf.reshape(part, [v * g, end - begin, d]))
+            weights = tf.nn.softmax(self._masked(scores, mask))
+            mixed.append(tf.reshape(_mixture_of(weights, _rows(value, 0, end)), [v * g, end - begin, d]))
         return tf.concat(mixed, axis=1), None
 
 

@@ -169,7 +169,8 @@ class SinkCache:
     def max_chunk(self) -> int:
         """The most tokens that the next `fill` and `store` may take, at least 1.
 
-        Two of them must not share a ring slot, and none but the last may push a picture out.
+        Two of them must not share a ring slot (those that become sinks need none), and none but the last may push a
+        picture out.
         """
         most = self.config.ring + max(self.config.sinks - self.position, 0)
         if not self._pictures:
