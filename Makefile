@@ -50,7 +50,7 @@ TESTTOOLS = $(VENV)/.test-ready
 WHEELS = $(VENV)/wheels
 EXPORT = $(BIN)/python -m export --model $(MODEL) --recipe $(RECIPE) --out "$$OUT"
 
-.PHONY: help setup export story storybook train scales evaluate quality certify test test-slow check format wheel bench bench-peers quality-peers clean
+.PHONY: help setup export story storybook train rotation scales evaluate quality certify test test-slow check format wheel bench bench-peers quality-peers clean
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -77,6 +77,9 @@ storybook: $(TRAINTOOLS) ## Draw and tell the storybook data set into DATA (need
 
 train: storybook ## Train MODEL on DATA for MINUTES into TRAINING; run it again after Ctrl-C and it goes on
 	$(BIN)/python -m training.train --model $(MODEL) --data "$$DATA" --out "$$TRAINING" --minutes $(MINUTES)
+
+rotation: storybook ## Learn what MODEL's rotated exports are turned by on DATA into build/rotation
+	$(BIN)/python -m export.learn_rotation --model $(MODEL) --calibration "$$DATA"
 
 scales: storybook ## Learn int4's scales on DATA into build/scales; run it again after Ctrl-C and it goes on
 	$(BIN)/python -m export.learn_scales --model $(MODEL) --data "$$DATA"

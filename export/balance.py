@@ -38,42 +38,45 @@ _FLOOR, _TINY = 1e-6, 1e-30
 
 @dataclass(frozen=True)
 class Balance:
-    """What is narrowed, and by how much.
+    """What the residual stream is turned by, what of it is narrowed then, and by how much.
 
     Args:
+        turn: orthogonal, `[hidden, hidden]`; of rows x the channels are `x @ turn.T`.
         directions: of the turned residual stream, orthonormal, `[hidden, r]`.
         shares: of each that stays in the stream, above 0 and at most 1, `[r]`.
         scales: by layer, what each channel is multiplied by that `down` reads, `[layers, intermediate]`.
         values: by layer and key/value head, what values are multiplied by, `[layers, kv_heads, head_dim, head_dim]`.
     """
 
+    turn: Doubles
     directions: Doubles
     shares: Doubles
     scales: Doubles
     values: Doubles
 
     @classmethod
-    def none(cls, config: LlamaConfig) -> Balance:
-        """The one that changes nothing."""
+    def none(cls, config: LlamaConfig, turn: Doubles) -> Balance:
+        """The one that only turns."""
         size, broad, layers = config.hidden_size, broad_directions(config), config.num_layers
         values = np.tile(np.eye(config.head_dim), (layers, config.num_kv_heads, 1, 1))
-        return cls(np.eye(size)[:, :broad], np.ones(broad), np.ones((layers, config.intermediate_size)), values)
+        return cls(turn, np.eye(size)[:, :broad], np.ones(broad), np.ones((layers, config.intermediate_size)), values)
 
 
-def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
+def balance_of(config: LlamaConfig, turn: Doubles, moments: Iterable[Moment]) -> Balance:
     """The balance of a decoder whose matrices and inputs are these, in their turned channels.
 
     Args:
+        turn: what the stream is turned by.
         moments: of the layers' matrices, in order.
     """
-    size, turn = config.hidden_size, rotation_matrix(down_block(config))
+    size, small = config.hidden_size, rotation_matrix(down_block(config))
     read, weighed, scales, values = np.zeros((size, size)), np.zeros((size, size)), [], []
     for name, weights, moment in moments:
         if name.endswith(("_qkv", "_gate_up")):
             both = (moment, weights.T @ weights)
             read, weighed = (total + of / np.trace(of) for total, of in zip((read, weighed), both, strict=True))
         elif name.endswith("_down"):
-            squares = np.einsum("cii->ci", turn @ _grams(weights, len(turn)) @ turn).reshape(-1)
+            squares = np.einsum("cii->ci", small @ _grams(weights, len(small)) @ small).reshape(-1)
             scales.append(_multiples(np.diag(moment), squares))
         elif name.endswith("_o"):
             blocks = (_blocks(moment, config.head_dim), _grams(weights, config.head_dim))
@@ -85,7 +88,7 @@ def balance_of(config: LlamaConfig, moments: Iterable[Moment]) -> Balance:
     others = max(size - len(p), 1)
     best = _multiples(np.array([*p, (np.trace(read) - p.sum()) / others]),
                       np.array([*q, (np.trace(weighed) - q.sum()) / others]))  # fmt: skip
-    return Balance(directions, np.minimum(best[:-1] / best[-1], 1.0), np.stack(scales), np.array(values))
+    return Balance(turn, directions, np.minimum(best[:-1] / best[-1], 1.0), np.stack(scales), np.array(values))
 
 
 def _blocks(moment: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

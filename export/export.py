@@ -19,6 +19,7 @@ from export.decoder_graph import write_skeleton
 from export.decoder_weights import weight_shapes
 from export.flatbuffer import fill_skeleton
 from export.integer_ops import with_integer_ops
+from export.learned_rotation import rotation_of
 from export.learned_scales import lacks_scales
 from export.network_graphs import write_qformer, write_vit
 from export.parity import STEPS, STORY, Parity, check, chunk_lengths, decoder_tokens, measure_decoder, measure_vision
@@ -100,7 +101,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
         ConfigError: the model's pictures don't fit the cache, it keeps more than a decoder has room for, or the
             recipe's GPTQ doesn't fit the model.
         UsageError, PictureError: the recipe needs calibration, and its folder or a picture can't be read.
-        WeightsError: the checkpoint's learned scales aren't this recipe's.
+        WeightsError: the checkpoint's learned scales or rotation aren't this recipe's or model's.
         ParityError: a graph strays from the reference; nothing was written.
         ExportError: a graph can't be converted or quantized, or `out` can't be written.
     """
@@ -133,11 +134,12 @@ def _write_graphs(
     source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, work: Path, bar: tqdm
 ) -> None:
     model, tokens = source.model, source.model.config.vision.tokens
+    turn = rotation_of(source) if recipe.rotated else None
     writers: dict[str, Callable[[Path], bytes]] = {
         VIT: lambda folder: write_vit(
             model.vision, folder, rotated=recipe.rotated and not is_static(recipe.graphs[VIT])
         ),
-        QFORMER: lambda folder: write_qformer(model.qformer, tokens, folder, rotated=recipe.rotated),
+        QFORMER: lambda folder: write_qformer(model.qformer, tokens, folder, turn),
     }
     samples = _samples(model, options.calibration)
     for graph, write in writers.items():
@@ -189,7 +191,7 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
     bar.set_postfix_str("parity")
     config, threads = source.model.config, default_threads()
     vision = Vision((part / graph_file(VIT), part / graph_file(QFORMER)), config, backend="litert", threads=threads)
-    vit, qformer = measure_vision(source.model, vision, rotated=recipe.rotated)
+    vit, qformer = measure_vision(source.model, vision, rotation_of(source) if recipe.rotated else None)
     vision.close()
     file = part / graph_file(DECODER)
     with packed_weights(file_sha256(file)) as packed:

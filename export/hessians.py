@@ -23,14 +23,17 @@ from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
 
 Make = Callable[[str], Floats]
+See = Callable[[str, Floats, int], object]
 
 TOKENS = 4096
 """That the Hessians are summed over, pictures' embeddings included."""
+FIRST = 30
+"""As many tokens as a story's first one counts for: it is the same in all stories, and all other tokens look at it."""
 
 
-def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> Iterator[Floats]:
+def story_rows(source: StorySource, folder: Path, tokens: int = TOKENS) -> Iterator[Floats]:
     """Stories of a calibration folder as the decoder is fed them, by the Keras model; see `calibration_rows`."""
-    model = source.model
+    model, tokenizer = source.model, StoryTokenizer(source.tokenizer)
 
     def embed(ids: Ids) -> Floats:
         return np.array(ops.convert_to_numpy(model.llama.embed(ids[None]))[0], np.float32)
@@ -39,7 +42,7 @@ def story_rows(source: StorySource, tokenizer: StoryTokenizer, folder: Path) -> 
         pixels = load_and_preprocess_image(picture, model.config.vision.image_size)
         return np.asarray(ops.convert_to_numpy(model.qformer(model.vision(pixels)))[0], np.float32)
 
-    return calibration_rows(folder, tokenizer, source.prompt, model.config.qformer.num_queries, embed, look, TOKENS)
+    return calibration_rows(folder, tokenizer, source.prompt, model.config.qformer.num_queries, embed, look, tokens)
 
 
 def decoder_hessians(
@@ -53,6 +56,7 @@ def decoder_hessians(
     *,
     threads: int,
     work: Path,
+    see: See = lambda name, rows, start: None,
 ) -> Iterator[tuple[str, Floats]]:
     """The layers' matrices in order, then the head, each with the sum of `x^T x` over all its inputs x.
 
@@ -67,6 +71,8 @@ def decoder_hessians(
         size: N of the prefill that reads them, or 1.
         stories: of `story_rows`.
         work: a folder for a layer's graph.
+        see: told what each matrix is given before it is summed: its name, rows `[n, inputs]` of one story, and how many
+            tokens the story has before them.
 
     Yields:
         A name, and the sum, float32 `[inputs, inputs]`.
@@ -80,7 +86,7 @@ def decoder_hessians(
                     prefill_name(size), layer, file)  # fmt: skip
         run = Runner(file, threads)
         sums = {name: np.zeros((weight.shape[1],) * 2, np.float32) for name, weight in weights.items()}
-        streams = [_through(run, rows, llama, cache, size, sums, turn) for rows in streams]
+        streams = [_through(run, rows, llama, cache, size, sums, turn, see) for rows in streams]
         del run
         yield from sums.items()
     file.unlink()
@@ -88,6 +94,8 @@ def decoder_hessians(
     read /= np.sqrt(np.mean(np.square(read), axis=1, keepdims=True) + llama.rms_norm_eps * width / read.shape[1])
     read = read[:, :width]
     read = read @ make(ROTATED_NORM).T if ROTATED_NORM in shapes else read * make(NORM)
+    for story in np.split(read, np.cumsum([len(stream) for stream in streams])[:-1]):
+        see(head_name(llama), story, 0)
     yield head_name(llama), read.T @ read
 
 
@@ -99,6 +107,7 @@ def _through(
     size: int,
     sums: Mapping[str, Floats],
     turn: Floats | None,
+    see: See,
 ) -> Floats:
     """One story's residual stream `[t, hidden]` through a layer; adds to `sums` what its matrices are given.
 
@@ -106,7 +115,8 @@ def _through(
         turn: that of what `down` reads, its own inverse.
     """
     cache.reset()
-    made = []
+    made: list[Floats] = []
+    start = 0
     while len(rows):
         chunk, rows = np.split(rows, [min(size, cache.max_chunk)])
         found = run(chunk_inputs(cache, llama, chunk, size))
@@ -115,6 +125,8 @@ def _through(
             x = found[name].reshape(-1, len(total))[-len(chunk) :]
             if turn is not None and name.endswith("_down"):
                 x = in_blocks(x, turn)
+            see(name, x, start)
             total += x.T @ x
         made.append(found[EMBEDDINGS][-len(chunk) :])
+        start += len(chunk)
     return np.concatenate(made)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from export.vit_rotation import rotated_vit
 from model.layers import numpy_of
 from model.qformer import QFormer
-from model.rotation import rotation_matrix
+from model.rotation import Doubles
 from model.vit import VisionTransformer
 from seed_story.contract import Signature, qformer_signatures, vit_signatures
 
@@ -35,22 +35,22 @@ def write_vit(network: VisionTransformer, folder: Path, *, rotated: bool = False
     return _convert(network, signature, folder, changed, lambda features: tf.matmul(features, back) + bias)
 
 
-def write_qformer(network: QFormer, feature_tokens: int, folder: Path, *, rotated: bool = False) -> bytes:
+def write_qformer(network: QFormer, feature_tokens: int, folder: Path, turn: Doubles | None = None) -> bytes:
     """Features to decoder embeddings, as a float32 `.tflite`.
 
     Args:
-        rotated: whether they are for a rotated decoder, and so turned (`export/rotation.py`) by the last matrices.
+        turn: what the last matrices turn them by, for a rotated decoder (`export/rotation.py`), `[llm_size, llm_size]`.
     """
     signature = qformer_signatures(network.config, feature_tokens)[0]
-    return _convert(network, signature, folder, _turned(network) if rotated else {})
+    return _convert(network, signature, folder, {} if turn is None else _turned(network, turn))
 
 
-def _turned(network: QFormer) -> dict[str, Floats]:
+def _turned(network: QFormer, turn: Doubles) -> dict[str, Floats]:
     """What becomes of the variables that write embeddings, by their paths."""
     size, last = network.config.llm_size, network.projection
     writers = [last.weight, *([] if last.bias is None else [last.bias])]
     writers += [] if network.memory is None else [network.memory.values.weight]
-    turn, made = rotation_matrix(size), {}
+    made = {}
     for variable in writers:  # outputs first, those of each query end to end
         value = numpy_of(variable)
         rows = np.einsum("ij,qjn->qin", turn, value.reshape(-1, size, *value.shape[1:] or (1,)))

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from model.rotation import turned
+from model.rotation import Doubles
 from model.story_model import StoryModel
 from quantization.fidelity import kl_nat, log_softmax, row_cosines
 from quantization.recipe import Recipe
@@ -111,15 +111,15 @@ def parity_pictures(size: int) -> Floats:
     return np.ascontiguousarray((0.5 + 0.5 * mixed).transpose(0, 2, 3, 1).astype(np.float32))
 
 
-def measure_vision(model: StoryModel, vision: Vision, *, rotated: bool = False) -> tuple[float, float]:
-    """The least cosines of the ViT's and of the Q-Former's output, which is turned if the decoder is rotated."""
+def measure_vision(model: StoryModel, vision: Vision, turn: Doubles | None = None) -> tuple[float, float]:
+    """The least cosines of the ViT's and of the Q-Former's output, which a rotated decoder wants turned."""
     cosines = []
     for picture in parity_pictures(model.config.vision.image_size):
         features = ops.convert_to_numpy(model.vision(picture[None]))
         embeddings = ops.convert_to_numpy(model.qformer(features))[0]
         cosines.append((
             row_cosines(vision.features(picture[None]), features).min(),
-            row_cosines(vision.embeddings(picture[None]), turned(embeddings) if rotated else embeddings).min(),
+            row_cosines(vision.embeddings(picture[None]), embeddings if turn is None else embeddings @ turn.T).min(),
         ))  # fmt: skip
     vit, qformer = np.min(cosines, axis=0)  # NumPy's minimum keeps a NaN, Python's may lose it
     return float(vit), float(qformer)

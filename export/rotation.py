@@ -49,7 +49,7 @@ def rotated_weight(
     Args:
         name: one of `weight_shapes(config, rotated=True)`.
     """
-    turn, small = rotation_matrix(config.hidden_size), rotation_matrix(down_block(config))
+    turn, small = balance.turn, rotation_matrix(down_block(config))
     if name == DOWN_ROTATION:
         return small.astype(np.float32)
     if name == BROAD:
@@ -58,10 +58,10 @@ def rotated_weight(
         return _narrowing(balance).astype(np.float32)
     if name == ROTATED_NORM:
         gain = skeleton_weight(config, weights, NORM).astype(np.float64)
-        return _reading(turn * gain @ turn, balance).astype(np.float32)
+        return _reading(turn * gain @ turn.T, balance).astype(np.float32)
     made = skeleton_weight(config, weights, name).astype(np.float64)
     if name in (TABLE, HEAD):
-        return (made @ turn).astype(np.float32)
+        return (made @ turn.T).astype(np.float32)
     _, layer, kind = name.split("_", 2)
     scales, values = balance.scales[int(layer)], balance.values[int(layer)]
     if kind == "qkv":
@@ -75,7 +75,7 @@ def rotated_weight(
     if kind == "down":
         made = in_blocks(made / scales, small)
     reads = kind in ("qkv", "gate_up")  # the others write to the stream
-    return (_reading(made @ turn, balance) if reads else _writing(turn @ made, balance)).astype(np.float32)
+    return (_reading(made @ turn.T, balance) if reads else _writing(turn @ made, balance)).astype(np.float32)
 
 
 def balanced_inputs(config: LlamaConfig, balance: Balance, name: str, rows: npt.NDArray[Any]) -> Doubles:

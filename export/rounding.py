@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from export.balance import Balance, balance_of
 from export.decoder_weights import TABLE, head_name, skeleton_weight, weight_shapes
-from export.hessians import Make, decoder_hessians, story_rows
+from export.hessians import FIRST, TOKENS, Make, See, decoder_hessians, story_rows
+from export.learned_rotation import rotation_of
 from export.learned_scales import read_scales, rescaled, scales_file
 from export.rotation import balanced_inputs, rotated_weight
 from model.layers import named_variables, numpy_of
-from model.rotation import turned
+from model.rotation import Doubles
 from model.story_source import StorySource
 from quantization.gptq import Floats, Grid, gptq, grid_of
 from quantization.recipe import Recipe
@@ -27,7 +28,6 @@ from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import DECODE, DECODER
 from seed_story.errors import ConfigError
 from seed_story.threads import default_threads
-from seed_story.tokenizer import StoryTokenizer
 
 _LAYER = re.compile(r"layers_\d+_")
 
@@ -49,6 +49,8 @@ class Reading:
         size: N of the prefill that reads them, or 1.
         calibration: the folder of these stories.
         work: a folder for a layer's graph, and for as many numbers as the weights have.
+        tokens: of the stories that are read.
+        see: as in `decoder_hessians`: what the matrices are given that are turned, but not balanced.
 
     Raises:
         UsageError, PictureError: the calibration folder or a picture can't be read.
@@ -61,6 +63,8 @@ class Reading:
     size: int
     calibration: Path
     work: Path
+    tokens: int = TOKENS
+    see: See = lambda name, rows, start: None
 
     @property
     def llama(self) -> LlamaConfig:
@@ -75,18 +79,24 @@ class Reading:
     @functools.cached_property
     def exact(self) -> Make:
         """The float weights in the names of `weight_shapes`, turned and balanced if the recipe says so."""
-        if self._balance is None:
+        if self.balance is None:
             return self._unbalanced
-        return functools.partial(rotated_weight, self.llama, self._values, self._balance)
+        return functools.partial(rotated_weight, self.llama, self._values, self.balance)
 
     def take_hessian(self, name: str) -> npt.NDArray[Any]:
-        """The sum of `x^T x` over all inputs x of an exact matrix, `[inputs, inputs]`; to be asked for once."""
-        balance, moment = self._balance, np.load(self._moments[name])
-        self._moments[name].unlink()
+        """The sum of `x^T x` over all inputs x of an exact matrix, `[inputs, inputs]`; to be asked for once.
+
+        A story's first token counts `FIRST` times.
+        """
+        balance, (files, firsts) = self.balance, self._moments
+        moment: npt.NDArray[Any] = np.load(files[name])
+        first: npt.NDArray[Any] = np.stack(firsts[name])
+        files[name].unlink()
         if balance is not None:
             for _ in range(2):  # first its rows, then its columns
                 moment = balanced_inputs(self.llama, balance, name, moment).T
-        return np.asarray(moment)
+            first = balanced_inputs(self.llama, balance, name, first)
+        return np.asarray(moment + (FIRST - 1) * first.T @ first)
 
     @functools.cached_property
     def _values(self) -> _Values:
@@ -94,30 +104,46 @@ class Reading:
 
     @functools.cached_property
     def _unbalanced(self) -> Make:
-        if self.recipe.rotated:
-            return functools.partial(rotated_weight, self.llama, self._values, Balance.none(self.llama))
+        if self._turn is not None:
+            return functools.partial(rotated_weight, self.llama, self._values, Balance.none(self.llama, self._turn))
         return functools.partial(skeleton_weight, self.llama, self._values)
 
     @functools.cached_property
-    def _balance(self) -> Balance | None:
-        if not self.recipe.rotated:
+    def balance(self) -> Balance | None:
+        """Of a decoder that is rotated."""
+        if self._turn is None:
             return None
-        layers = (name for name in self._moments if _LAYER.match(name))
-        return balance_of(self.llama, ((name, self._unbalanced(name), np.load(self._moments[name])) for name in layers))
+        files, _ = self._moments
+        layers = (name for name in files if _LAYER.match(name))
+        moments = ((name, self._unbalanced(name), np.load(files[name])) for name in layers)
+        return balance_of(self.llama, self._turn, moments)
 
     @functools.cached_property
-    def _moments(self) -> dict[str, Path]:
-        rows = story_rows(self.source, StoryTokenizer(self.source.tokenizer), self.calibration)
+    def _turn(self) -> Doubles | None:
+        return rotation_of(self.source) if self.recipe.rotated else None
+
+    @functools.cached_property
+    def _moments(self) -> tuple[dict[str, Path], dict[str, list[Floats]]]:
+        """Of the matrices' inputs: files with their sums of `x^T x`, and what the stories' first tokens give."""
+        rows, turn = story_rows(self.source, self.calibration, self.tokens), self._turn
         memory = SinkCache(replace(self.llama, num_layers=1), self.cache, self.cache.sink_rows(self.recipe.cache))
+        firsts: dict[str, list[Floats]] = {}
+
+        def see(name: str, rows: Floats, start: int) -> None:
+            if start == 0:
+                firsts.setdefault(name, []).append(rows[0].copy())
+            self.see(name, rows, start)
+
         found = decoder_hessians(
             self.skeleton, self.shapes, self._unbalanced, self.llama, memory, self.size,
-            (turned(row) if self.recipe.rotated else row for row in rows), threads=default_threads(), work=self.work,
+            (row if turn is None else np.asarray(row @ turn.T, np.float32) for row in rows),
+            threads=default_threads(), work=self.work, see=see,
         )  # fmt: skip
         files = {}
         for name, moment in found:
             files[name] = self.work / f"{name}.npy"
             np.save(files[name], moment)
-        return files
+        return files, firsts
 
 
 def gptq_grids(llama: LlamaConfig, recipe: Recipe) -> dict[str, Grid]:

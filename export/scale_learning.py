@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,15 @@ from tqdm import tqdm
 
 from export.decoder_graph import write_skeleton
 from export.decoder_step import DecoderStep
-from export.decoder_weights import ROTATED_NORM, TABLE, head_name
+from export.decoder_weights import TABLE, head_name
+from export.learned_rotation import rotation_of
 from export.learned_scales import file_name, write_scales
 from export.lesson import Lesson
 from export.rounding import Reading, gptq_grids, rounded_weights
 from model.layers import Module, Tensor, numpy_of
 from model.llama import rope_tables
 from model.qformer import QFormer
-from model.rotation import rotation_matrix
+from model.rotation import Doubles
 from model.story_source import StorySource, load_source
 from model.weights import fingerprint
 from quantization.gptq import Floats, Grid
@@ -86,6 +88,7 @@ class ScaleLearning:
         exact: the float decoder's weights, in the names of `weight_shapes`.
         rounded: those of them that are rounded.
         grids: of the matrices whose scales are learned.
+        turn: what pictures' embeddings are turned by for a rotated decoder, `[hidden, hidden]`.
     """
 
     def __init__(
@@ -96,11 +99,12 @@ class ScaleLearning:
         exact: Mapping[str, Floats],
         rounded: Mapping[str, Floats],
         grids: Mapping[str, Grid],
+        turn: Doubles | None,
         *,
         name: str,
     ) -> None:
         self.name = f"scales of {name}, {stories.name}"
-        self._stories, self._qformer, self._llama = stories, qformer, llama
+        self._stories, self._qformer, self._llama, self._turn = stories, qformer, llama, turn
         self._rope = rope_tables(llama, range(llama.max_position))
         self._exact = {key: tf.constant(value) for key, value in exact.items()}
         self._rounded = {key: tf.constant(value) for key, value in rounded.items() if key not in grids}
@@ -144,8 +148,8 @@ class ScaleLearning:
         size, llama = row["ids"].shape[0], self._llama
         text = tf.gather(weights[TABLE], tf.maximum(row["ids"], 0))
         shown = tf.gather(tf.reshape(pictures, [-1, llama.hidden_size]), row["picture_index"])
-        if ROTATED_NORM in weights:
-            shown = tf.matmul(shown, rotation_matrix(llama.hidden_size).astype(np.float32))
+        if self._turn is not None:
+            shown = tf.matmul(shown, self._turn.astype(np.float32), transpose_b=True)
         causal = tf.linalg.band_part(tf.ones([size, size], tf.bool), -1, 0)
         mask = tf.where(tf.logical_and(row["mask"], causal), 0.0, MASKED)
         signs = np.repeat(np.array([-1, 1], np.float32), llama.head_dim // 2)
@@ -205,8 +209,12 @@ def _task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
                            length=lesson.length, rows=lesson.rows, seed=lesson.seed)  # fmt: skip
     exact, rounded = _both(source, recipe, lesson)
     grids = {name: grid for name, grid in gptq_grids(llama, recipe).items() if name != head_name(llama)}
-    return ScaleLearning(batches, model.qformer, llama, exact, rounded, grids,
-                         name=f"{recipe.name}, {fingerprint(model)}, data {data_fingerprint([file])}")  # fmt: skip
+    turn = rotation_of(source) if recipe.rotated else None
+    known = fingerprint(model)
+    if turn is not None:
+        known += f", turned {sha256(turn.astype(np.float32).tobytes()).hexdigest()}"
+    return ScaleLearning(batches, model.qformer, llama, exact, rounded, grids, turn,
+                         name=f"{recipe.name}, {known}, data {data_fingerprint([file])}")  # fmt: skip
 
 
 def _both(source: StorySource, recipe: Recipe, lesson: Lesson) -> tuple[dict[str, Floats], dict[str, Floats]]:

@@ -1,4 +1,4 @@
-"""The orthogonal matrix that turns a residual stream, and the pictures' embeddings with a decoder's."""
+"""The orthogonal matrix that turns a residual stream, unless a better one was learned for it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,6 @@ def rotation_matrix(size: int) -> Doubles:
     angle = 2 * np.pi * (np.outer(index, index) % size) / size
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size)
     return np.asarray(signs[:, None] * (np.cos(angle) + np.sin(angle)) / np.sqrt(size) * signs)
-
-
-def turned(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Rows `[..., size]` in the turned channels; turned ones, as they were."""
-    return np.asarray(rows @ rotation_matrix(rows.shape[-1]), np.float32)
 
 
 def in_blocks(rows: npt.NDArray[Any], turn: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from seed_story.bundle import Prompt
 from seed_story.errors import UsageError
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
-from training.data import StoryEncoder, StoryRecord, check_pictures, read_stories
+from training.data import TRAIN_FILE, StoryEncoder, StoryRecord, check_pictures, read_stories
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -24,14 +24,15 @@ def calibration_stories(folder: Path) -> list[StoryRecord]:
     """The stories of a folder.
 
     Args:
-        folder: has a `stories.jsonl` in StoryStream's format, and the pictures that it names.
+        folder: has a `stories.jsonl` in StoryStream's format, or a data set's `train.jsonl`, and the pictures that it
+            names.
 
     Raises:
         UsageError: there is no such folder or file, or it isn't in that format.
         PictureError: a picture is missing.
     """
-    file = folder / STORIES
-    if not file.is_file():
+    file = next((folder / name for name in (STORIES, TRAIN_FILE) if (folder / name).is_file()), None)
+    if file is None:
         raise UsageError("there is nothing to calibrate with", got=folder,
                          expected=f"a folder with {STORIES} and its pictures",
                          hint="Leave out --calibration to use the project's own.")  # fmt: skip

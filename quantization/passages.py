@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from model.rotation import turned
 from quantization.fidelity import Divergence, Place, divergence, log_softmax, row_cosines
 from quantization.reference import is_rotated
 from seed_story.contract import QFORMER, VIT
@@ -88,7 +87,7 @@ def picture_cosines(
     """How near the bundles' features and embeddings of pictures are to the reference's, by graph.
 
     The Q-Former reads its own bundle's features, so its figures are those of both graphs. A cosine is taken for each
-    feature or query; the embeddings for a rotated decoder are turned back before.
+    feature or query; embeddings are turned to the reference's channels before, if a decoder is rotated.
 
     Returns:
         For each bundle, by graph: the `mean` of all cosines with its interval over pictures, the mean of the
@@ -96,21 +95,28 @@ def picture_cosines(
     """
     size = reference.bundle.manifest.story.vision.image_size
     rows: list[dict[str, list[npt.NDArray[np.float64]]]] = [{VIT: [], QFORMER: []} for _ in bundles]
-    looks = [_embeddings(model) for model in (reference, *bundles)]
+    turns = [_turn(model, reference) for model in bundles]
     for picture in tqdm(pictures, desc="pictures", unit="picture"):
         pixels = load_and_preprocess_image(picture, size)
         features = reference.vision.features(pixels).copy()
-        embeddings = looks[0](pixels)
-        for found, model, look in zip(rows, bundles, looks[1:], strict=True):
+        embeddings = reference.vision.embeddings(pixels).copy()
+        for found, model, turn in zip(rows, bundles, turns, strict=True):
             found[VIT].append(row_cosines(model.vision.features(pixels), features))
-            found[QFORMER].append(row_cosines(look(pixels), embeddings))
+            found[QFORMER].append(row_cosines(model.vision.embeddings(pixels) @ turn, embeddings))
     return [{graph: _cosines(values, seed) for graph, values in found.items()} for found in rows]
 
 
-def _embeddings(model: SEEDStory) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-    """Gives a picture's embeddings in the model's own channels, `[queries, hidden]`."""
-    look = model.vision.embeddings
-    return (lambda pixels: turned(look(pixels))) if is_rotated(model.bundle) else look
+def _turn(model: SEEDStory, reference: SEEDStory) -> npt.NDArray[np.float32]:
+    """What turns a model's embeddings to the reference's channels, `[hidden, hidden]`.
+
+    If one of them is rotated, the rotation that brings the tokens' rows nearest to each other (Procrustes' problem).
+    """
+    llama = model.bundle.manifest.story.llama
+    if not (is_rotated(model.bundle) or is_rotated(reference.bundle)):
+        return np.eye(llama.hidden_size, dtype=np.float32)
+    mine, theirs = (one.decoder.embed(range(llama.vocab_size)) for one in (model, reference))
+    left, _, right = np.linalg.svd(mine.T @ theirs)
+    return np.asarray(left @ right)
 
 
 def _cosines(values: Sequence[npt.NDArray[np.float64]], seed: int) -> dict[str, Any]:

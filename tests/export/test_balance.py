@@ -14,9 +14,10 @@ from export.decoder_weights import weight_shapes
 from export.rotation import rotated_weight
 from model.rotation import rotation_matrix
 from seed_story.config import LlamaConfig
-from tests.export.tiny_decoders import loud_llama, random_balance
+from tests.export.tiny_decoders import loud_llama, random_balance, random_rotation
 
 CONFIG = replace(LlamaConfig.tiny(), hidden_size=48, intermediate_size=96)
+TURN = random_rotation(48)
 Floats = npt.NDArray[np.float32]
 
 
@@ -35,7 +36,7 @@ def direction() -> npt.NDArray[np.float64]:
 @pytest.fixture(scope="module")
 def moments(direction: npt.NDArray[np.float64]) -> list[tuple[str, Floats, npt.NDArray[np.float64]]]:
     """A decoder's matrices, and what they are given: one direction is broad, and one channel of `down` is loud."""
-    random, weights, none = np.random.default_rng(2), loud_llama(CONFIG), Balance.none(CONFIG)
+    random, weights, none = np.random.default_rng(2), loud_llama(CONFIG), Balance.none(CONFIG, TURN)
     rows = stream(direction)
     hidden = random.normal(size=(4000, CONFIG.intermediate_size))
     hidden[:, 7] *= 100
@@ -56,7 +57,7 @@ def moments(direction: npt.NDArray[np.float64]) -> list[tuple[str, Floats, npt.N
 def test_what_is_broad_is_found(
     moments: list[tuple[str, Floats, npt.NDArray[np.float64]]], direction: npt.NDArray[np.float64]
 ) -> None:
-    found = balance_of(CONFIG, moments)
+    found = balance_of(CONFIG, TURN, moments)
     assert abs(found.directions[:, 0] @ direction) > 0.99
     assert found.shares[0] < 0.4 < 0.8 < found.shares[1:].min() and found.shares.max() <= 1
     np.testing.assert_allclose(found.directions.T @ found.directions, np.eye(found.directions.shape[1]), atol=1e-9)
@@ -65,8 +66,8 @@ def test_what_is_broad_is_found(
 
 def test_no_other_multiple_costs_less(moments: list[tuple[str, Floats, npt.NDArray[np.float64]]]) -> None:
     """The range of what `down` reads times the size of its weights, in the channels before they are turned."""
-    found = balance_of(CONFIG, moments)
-    weights, none = loud_llama(CONFIG), Balance.none(CONFIG)
+    found = balance_of(CONFIG, TURN, moments)
+    weights, none = loud_llama(CONFIG), Balance.none(CONFIG, TURN)
     variances = np.ones(CONFIG.intermediate_size)
     variances[7] = 100**2
     for layer in range(CONFIG.num_layers):
@@ -85,7 +86,7 @@ def test_no_other_multiple_costs_less(moments: list[tuple[str, Floats, npt.NDArr
 
 def test_values_are_told_apart_by_head_and_spread(moments: list[tuple[str, Floats, npt.NDArray[np.float64]]]) -> None:
     """Every head's coordinates bring the range of its values times the size of what reads them down by a half."""
-    found, none = balance_of(CONFIG, moments), Balance.none(CONFIG)
+    found, none = balance_of(CONFIG, TURN, moments), Balance.none(CONFIG, TURN)
     moment = next(moment for name, _, moment in moments if name == "layers_1_o")
     mine, plain = (rotated_weight(CONFIG, loud_llama(CONFIG), one, "layers_1_o")
                    for one in (replace(none, values=found.values), none))  # fmt: skip
@@ -100,7 +101,7 @@ def test_values_are_told_apart_by_head_and_spread(moments: list[tuple[str, Float
 def test_values_leave_no_sign_to_the_machine(moments: list[tuple[str, Floats, npt.NDArray[np.float64]]]) -> None:
     """Scales are learned for one choice of coordinates, so there is one: unmixed, they are symmetric and positive."""
     mix = rotation_matrix(CONFIG.head_dim)
-    for made in balance_of(CONFIG, moments).values.reshape(-1, CONFIG.head_dim, CONFIG.head_dim):
+    for made in balance_of(CONFIG, TURN, moments).values.reshape(-1, CONFIG.head_dim, CONFIG.head_dim):
         np.testing.assert_allclose(mix @ made, (mix @ made).T, atol=1e-9 * np.abs(made).max())
         assert np.linalg.eigvalsh(mix @ made).min() > 0
 
@@ -110,8 +111,8 @@ def test_a_channel_that_is_never_used_divides_nothing_by_zero(
 ) -> None:
     dead = [(name, np.zeros_like(weights) if name.endswith("_down") else weights, np.zeros_like(moment)
              if name.endswith("_down") else moment) for name, weights, moment in moments]  # fmt: skip
-    assert np.isfinite(balance_of(CONFIG, moments).scales).all()
-    found = balance_of(CONFIG, dead)
+    assert np.isfinite(balance_of(CONFIG, TURN, moments).scales).all()
+    found = balance_of(CONFIG, TURN, dead)
     assert np.isfinite(found.scales).all() and (found.scales > 0).all()
 
 
@@ -140,4 +141,4 @@ def test_rounded_rows_say_more(
         return float(np.square((np.round(given / step) * step - given) @ reads.T).sum())
 
     scales = np.ones((CONFIG.num_layers, CONFIG.intermediate_size))
-    assert error(replace(balance_of(CONFIG, moments), scales=scales)) < 0.5 * error(Balance.none(CONFIG))
+    assert error(replace(balance_of(CONFIG, TURN, moments), scales=scales)) < 0.5 * error(Balance.none(CONFIG, TURN))

@@ -13,7 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from export.decoder_weights import weight_shapes
 from export.flatbuffer import with_constants
-from export.hessians import Make, decoder_hessians
+from export.hessians import Make, See, decoder_hessians
 from export.layer_graph import write_layer
 from model.rotation import in_blocks
 from quantization.locate import chunk_inputs
@@ -36,7 +36,12 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def hessians(
-    decoder: TinyDecoder, size: int, folder: Path, lengths: Sequence[int] = LENGTHS, make: Make | None = None
+    decoder: TinyDecoder,
+    size: int,
+    folder: Path,
+    lengths: Sequence[int] = LENGTHS,
+    make: Make | None = None,
+    see: See = lambda name, rows, start: None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     found = decoder_hessians(
         decoder.skeleton,
@@ -48,6 +53,7 @@ def hessians(
         (decoder.embeddings(count, seed) for seed, count in enumerate(lengths)),
         threads=1,
         work=folder,
+        see=see,
     )
     made = dict(found)
     assert list(folder.iterdir()) == []
@@ -89,6 +95,18 @@ def test_layer_by_layer_is_the_same_as_all_at_once(decoder: TinyDecoder, tmp_pat
     assert list(found) == [*outputs, "embed_tokens"]
     for name, total in expected.items():
         np.testing.assert_array_equal(found[name], total, name)
+
+
+def test_what_is_summed_is_told_story_by_story(decoder: TinyDecoder, tmp_path: Path) -> None:
+    """In chunks of eight, and the head's at once; where each begins in its story is told with it."""
+    told: dict[str, list[tuple[int, npt.NDArray[np.float32]]]] = {}
+    found = hessians(decoder, 8, tmp_path, see=lambda *one: told.setdefault(one[0], []).append((one[2], one[1])))
+    for name, total in found.items():
+        starts = [0, 0] if name == "embed_tokens" else [0, 8, 0, 8, 16]
+        assert [start for start, _ in told[name]] == starts
+        rows = np.concatenate([rows for _, rows in told[name]])
+        assert len(rows) == sum(LENGTHS)
+        np.testing.assert_allclose(rows.T @ rows, total, rtol=1e-4, atol=1e-4 * np.abs(total).max())
 
 
 def test_what_is_huge_in_few_channels_leaves_the_others_their_digits(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from export.decoder_weights import down_block, head_name, weight_shapes
 from export.network_graphs import write_qformer
 from export.rotation import balanced_inputs, rotated_weight
 from model.qformer import QFormer
-from model.rotation import in_blocks, rotation_matrix, turned
+from model.rotation import in_blocks, rotation_matrix
 from seed_story.backends import open_graph
 from seed_story.config import CacheConfig, QFormerConfig
 from seed_story.contract import PROJECT, qformer_signatures
 from seed_story.decoder import Decoder
 from tests.compare import assert_close
 from tests.export.test_decoder_file import SIGNATURES, load, operators
-from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny, loud_llama, random_balance
+from tests.export.tiny_decoders import VARIANTS, TinyDecoder, export_tiny, loud_llama, random_balance, random_rotation
 
 Tiny = Callable[..., TinyDecoder]
 
@@ -61,7 +61,7 @@ def test_logits_of_streaming_reference(rotated_decoder: Tiny, open_decoder: Call
     cache_config = CacheConfig(tiny.slots, 2)
     x = tiny.embeddings(2 * tiny.slots + 5)
     expected = tiny.reference(cache_config).feed(x)
-    x = turned(x)
+    x = tiny.turned(x)
     decoder = open_decoder(tiny, cache_config)
     end = 0
     for count in (5, 1, 8, *[1] * (len(x) - 14)):
@@ -77,7 +77,7 @@ def test_embed_gives_turned_rows(rotated_decoder: Tiny, open_decoder: Callable[.
     expected = torch.nn.functional.embedding(
         torch.tensor(ids), torch.from_numpy(tiny.weights["model.embed_tokens.weight"])
     )
-    assert_close(decoder.embed(ids), turned(expected.numpy()), "decoder_graph")
+    assert_close(decoder.embed(ids), tiny.turned(expected.numpy()), "decoder_graph")
 
 
 @pytest.mark.parametrize("memory", [False, True], ids=["plain", "memory"])
@@ -90,13 +90,14 @@ def test_a_qformer_turns_its_embeddings(tmp_path: Path, memory: bool) -> None:
         variable.assign(np.random.default_rng(len(variable.path)).normal(0, 0.3, variable.shape))
     features = np.random.default_rng(0).normal(size=(1, 5, config.vision_size)).astype(np.float32)
     files = [tmp_path / "plain.tflite", tmp_path / "turned.tflite"]
-    for rotated, file in enumerate(files):
-        file.write_bytes(write_qformer(network, 5, tmp_path / str(rotated), rotated=bool(rotated)))
+    turn = random_rotation(config.llm_size)
+    for file, one in zip(files, (None, turn), strict=True):
+        file.write_bytes(write_qformer(network, 5, tmp_path / file.stem, one))
     graph = open_graph(files[1], threads=1)
     bound = graph.bind(qformer_signatures(config, 5)[0])
     bound.inputs["features"][:] = features
     bound.run()
-    assert_close(bound.outputs["image_embeddings"][0], turned(np.asarray(network(features))[0]), "network")
+    assert_close(bound.outputs["image_embeddings"][0], np.asarray(network(features))[0] @ turn.T, "network")
     graph.close()
     kinds = [operators(schema.ModelT.InitFromPackedBuf(bytearray(file.read_bytes()), 0), PROJECT) for file in files]
     assert kinds[0] == kinds[1]
@@ -125,7 +126,8 @@ def test_outliers_are_gone() -> None:
     table = random.normal(size=(config.vocab_size, config.hidden_size))
     table[:, 3] *= 50
     weights = {"model.embed_tokens.weight": table.astype(np.float32)}
-    turned = rotated_weight(config, weights, Balance.none(config), "embed_tokens")
+    none = Balance.none(config, rotation_matrix(config.hidden_size))
+    turned = rotated_weight(config, weights, none, "embed_tokens")
 
     def crest(rows: np.ndarray) -> float:
         return float(np.median(np.abs(rows).max(1) / np.sqrt((rows**2).mean(1))))
@@ -150,7 +152,8 @@ def test_recipe_rounds_rotations_to_half_precision_only(export_tiny: Callable[[s
 def test_a_balanced_matrix_makes_the_same_of_its_inputs(name: str) -> None:
     """The head, and what reads the stream; `o` and `down` as well, in the channels that aren't behind the stream's."""
     config = VARIANTS[name][0]
-    weights, none, balance = loud_llama(config), Balance.none(config), random_balance(config)
+    weights, balance = loud_llama(config), random_balance(config)
+    none = Balance.none(config, balance.turn)
     size = config.hidden_size
     narrowed = rotated_weight(config, weights, balance, "narrowing")[:size].astype(np.float64)
     narrowing = np.eye(size) + narrowed @ balance.directions.T

@@ -15,6 +15,7 @@ from export.__main__ import main as export_main
 from export.decoder_weights import weight_shapes
 from export.export import ExportOptions, export_bundle
 from export.learn_scales import main
+from export.learned_rotation import ROTATION_FILE, write_rotation
 from export.learned_scales import read_scales
 from export.lesson import Lesson
 from export.rounding import gptq_grids
@@ -28,6 +29,7 @@ from seed_story.config import CacheConfig
 from seed_story.contract import DECODE, DECODER, Steps
 from seed_story.errors import UsageError
 from tests.compare import assert_close
+from tests.export.tiny_decoders import random_rotation
 from tests.training.storybooks import write_stories
 from training import loop
 from training.data import IGNORE
@@ -70,8 +72,15 @@ def task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
     return _task(source, recipe, lesson)
 
 
-def test_exact_weights_give_the_logits_of_the_float_model(task: ScaleLearning, source: StorySource) -> None:
-    """Pictures, several stories in a row, padding and all."""
+@pytest.mark.parametrize("turned", [False, True], ids=["fixed rotation", "learned rotation"])
+def test_exact_weights_give_the_logits_of_the_float_model(
+    task: ScaleLearning, source: StorySource, recipe: Recipe, lesson: Lesson, tmp_path: Path, turned: bool
+) -> None:
+    """Pictures, several stories in a row, padding and all; with another rotation it is another task."""
+    if turned:
+        write_rotation(random_rotation(source.model.config.llama.hidden_size), tmp_path / ROTATION_FILE)
+        fixed, task = task, _task(replace(source, checkpoint=tmp_path), recipe, lesson)
+        assert task.name != fixed.name
     batch, model = task.batch(0), source.model
     made = task._stories[0].packed
     assert made.pictures and (made.positions[:, 1:] == 0).any()

@@ -85,6 +85,11 @@ def gallery_of(cache: CacheConfig) -> Gallery:
     return Gallery(cache.pictures, cache.picture_begin, cache.picture_end, eviction == "first-and-last", decay)
 
 
+def random_rotation(size: int) -> npt.NDArray[np.float64]:
+    """Of no use, and not its own inverse."""
+    return np.asarray(np.linalg.qr(np.random.default_rng(9).normal(size=(size, size)))[0])
+
+
 def random_balance(config: LlamaConfig) -> Balance:
     """Of no use, and far from one that changes nothing."""
     random = np.random.default_rng(5)
@@ -93,7 +98,7 @@ def random_balance(config: LlamaConfig) -> Balance:
     scales = random.uniform(0.3, 3, (config.num_layers, config.intermediate_size))
     values, _ = np.linalg.qr(random.normal(size=(config.num_layers, config.num_kv_heads, *[config.head_dim] * 2)))
     values *= random.uniform(0.5, 2, values.shape[:-1])[..., None]
-    return Balance(directions, random.uniform(0.2, 1, broad), scales, values)
+    return Balance(random_rotation(config.hidden_size), directions, random.uniform(0.2, 1, broad), scales, values)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,10 @@ class TinyDecoder:
         """Random, and of no token: as a picture's are."""
         random = np.random.default_rng(seed)
         return random.normal(0, 0.5, (count, self.config.hidden_size)).astype(np.float32)
+
+    def turned(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Embeddings `[n, hidden]` as a rotated one takes them."""
+        return (rows @ random_rotation(self.config.hidden_size).T).astype(np.float32)
 
 
 def export_tiny(

@@ -1,0 +1,56 @@
+"""The rotation of a decoder's residual stream: the checkpoint's own, or the fixed one.
+
+`python -m export.learn_rotation` learns it and writes `rotation.safetensors`: one matrix, `rotation`, float32 `[hidden,
+hidden]`. Every rotated export of the checkpoint takes it, and learned scales belong to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from model.rotation import Doubles, rotation_matrix
+from model.story_source import StorySource
+from model.weights import read_safetensors, write_safetensors
+from seed_story.errors import WeightsError
+
+ROTATION_FILE = "rotation.safetensors"
+_NAME = "rotation"
+_FAR = 1e-3
+
+
+def rotation_of(source: StorySource) -> Doubles:
+    """What the decoder's residual stream is turned by, orthogonal, float64 `[hidden, hidden]`.
+
+    Raises:
+        WeightsError: the checkpoint's own can't be read, or isn't an orthogonal matrix of this size.
+    """
+    size = source.model.config.llama.hidden_size
+    file = source.checkpoint and source.checkpoint / ROTATION_FILE
+    return read_rotation(file, size) if file and file.is_file() else rotation_matrix(size)
+
+
+def write_rotation(rotation: Doubles, path: Path) -> None:
+    """Keeps a rotation."""
+    write_safetensors({_NAME: rotation.astype(np.float32)}, path)
+
+
+def read_rotation(path: Path, size: int) -> Doubles:
+    """Reads what `write_rotation` kept, orthogonal again to the digits of float64.
+
+    Raises:
+        WeightsError: the file can't be read, or isn't an orthogonal matrix of this size.
+    """
+    found = read_safetensors(path).get(_NAME)
+    if found is None or found.shape != (size, size):
+        raise WeightsError(f"{path.name} isn't of this model", got="none" if found is None else list(found.shape),
+                           expected=[size, size], hint="Learn it again for this checkpoint.")  # fmt: skip
+    turn = found.astype(np.float64)
+    far = np.abs(turn @ turn.T - np.eye(size)).max()
+    if not far < _FAR:
+        raise WeightsError(f"{path.name} is no rotation", got=f"a product with itself {far:.2g} from one",
+                           expected=f"below {_FAR:g}", hint="Learn it again for this checkpoint.")  # fmt: skip
+    for _ in range(2):  # Newton's step to the nearest orthogonal matrix
+        turn = 1.5 * turn - 0.5 * turn @ turn.T @ turn
+    return np.asarray(turn)
