@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from export.export import ExportOptions, export_bundle
+from export.learned_rotation import ROTATION_FILE, write_rotation
+from model.story_source import StorySource
 from quantization.__main__ import main
 from quantization.fidelity import row_cosines
 from quantization.locate import step_inputs
@@ -22,11 +24,12 @@ from quantization.reference import export_command, is_float, is_rotated
 from quantization.sensitivity import sensitivity
 from quantization.surgery import OpenGraph, Runner
 from seed_story.bundle import MANIFEST, Bundle, graph_file
-from seed_story.config import CacheConfig
+from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import Steps
 from seed_story.files import file_sha256
 from seed_story.image import load_and_preprocess_image
 from seed_story.story import SEEDStory
+from tests.export.tiny_decoders import random_rotation
 from tests.loud import int8_of_min_max, loud_source
 from training.data import read_stories
 
@@ -36,24 +39,32 @@ INT8 = int8_of_min_max()
 
 
 @pytest.fixture(scope="module")
-def rotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> StorySource:
+    """With a rotation of its own, which isn't its own inverse."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_rotation(random_rotation(LlamaConfig.tiny().hidden_size), folder / ROTATION_FILE)
+    return replace(loud_source(), checkpoint=folder)
+
+
+@pytest.fixture(scope="module")
+def rotated(source: StorySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`loud_bundle`, rotated."""
     recipe = load_recipe("float32-rotated")
-    return export_bundle(loud_source(), recipe, tmp_path_factory.mktemp("r") / "float", OPTIONS).path
+    return export_bundle(source, recipe, tmp_path_factory.mktemp("r") / "float", OPTIONS).path
 
 
 @pytest.fixture(scope="module")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8(source: StorySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the recipe `int8`."""
-    return export_bundle(loud_source(), INT8, tmp_path_factory.mktemp("r") / "int8", OPTIONS).path
+    return export_bundle(source, INT8, tmp_path_factory.mktemp("r") / "int8", OPTIONS).path
 
 
 @pytest.fixture(scope="module")
-def int8_rotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_rotations(source: StorySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, but its rotations are int8 as well: one of them is used by several operations."""
     graphs = {**INT8.graphs, "decoder": INT8.graphs["decoder"][:-1]}
     recipe = replace(INT8, graphs=graphs)
-    return export_bundle(loud_source(), recipe, tmp_path_factory.mktemp("r") / "all", OPTIONS).path
+    return export_bundle(source, recipe, tmp_path_factory.mktemp("r") / "all", OPTIONS).path
 
 
 def planted(bundle: Path, folder: Path, weight: str) -> Path:
