@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SeedStoryError as error:
         print(f"learn_rotation: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"learn_rotation: error: the rotation can't be written: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("learn_rotation: stopped; nothing was written", file=sys.stderr)
         return 130

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.rotation import Doubles, rotation_matrix
+from model.rotation import Doubles, nearest_rotation, rotation_matrix
 from model.story_source import StorySource
 from model.weights import read_safetensors, write_safetensors
 from seed_story.errors import WeightsError
@@ -46,11 +46,8 @@ def read_rotation(path: Path, size: int) -> Doubles:
     if found is None or found.shape != (size, size):
         raise WeightsError(f"{path.name} isn't of this model", got="none" if found is None else list(found.shape),
                            expected=[size, size], hint="Learn it again for this checkpoint.")  # fmt: skip
-    turn = found.astype(np.float64)
-    far = np.abs(turn @ turn.T - np.eye(size)).max()
+    far = np.abs(found @ found.T - np.eye(size)).max()
     if not far < _FAR:
         raise WeightsError(f"{path.name} is no rotation", got=f"a product with itself {far:.2g} from one",
                            expected=f"below {_FAR:g}", hint="Learn it again for this checkpoint.")  # fmt: skip
-    for _ in range(2):  # Newton's step to the nearest orthogonal matrix
-        turn = 1.5 * turn - 0.5 * turn @ turn.T @ turn
-    return np.asarray(turn)
+    return nearest_rotation(found)

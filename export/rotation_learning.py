@@ -22,7 +22,7 @@ from export.decoder_weights import head_name
 from export.hessians import FIRST
 from export.rotation import balanced_inputs
 from export.rounding import Reading
-from model.rotation import Doubles
+from model.rotation import Doubles, nearest_rotation
 from model.story_source import StorySource
 from quantization.recipe import load_recipe
 from quantization.reference import ROTATED
@@ -31,7 +31,6 @@ from seed_story.contract import PREFILL_SIZES, Steps
 
 Floats = npt.NDArray[np.float32]
 
-STEPS = 4000
 _KEPT = 8192
 """Rows of each matrix, if so many tokens are read; and those that stories' first ones count for (`FIRST`)."""
 _HEAD = 0.15
@@ -91,7 +90,7 @@ def stream_rows(
 
 
 def learn_rotation(
-    rows: Mapping[str, Floats], head: str, steps: int = STEPS, tick: Callable[[int], object] = lambda _: None
+    rows: Mapping[str, Floats], head: str, steps: int, tick: Callable[[int], object] = lambda _: None
 ) -> Doubles:
     """A rotation that makes rows narrow, float64 `[hidden, hidden]`: of rows x it makes `x @ rotation.T`.
 
@@ -117,10 +116,7 @@ def learn_rotation(
         half = (0.5 * rate / np.sqrt(square / (1 - _DECAY ** (step + 1)) + 1e-30) * mean).astype(np.float32)
         turn = np.linalg.solve(one + half, (one - half) @ turn)
         tick(1)
-    made = turn.astype(np.float64)
-    for _ in range(2):  # what float32 has lost of being orthogonal
-        made = 1.5 * made - 0.5 * made @ made.T @ made
-    return np.asarray(made)
+    return nearest_rotation(turn)
 
 
 def squared_range(rows: npt.NDArray[np.floating]) -> float:

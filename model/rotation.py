@@ -24,6 +24,14 @@ def rotation_matrix(size: int) -> Doubles:
     return np.asarray(signs[:, None] * (np.cos(angle) + np.sin(angle)) / np.sqrt(size) * signs)
 
 
+def nearest_rotation(matrix: npt.NDArray[Any]) -> Doubles:
+    """The orthogonal matrix nearest to one that has lost a few digits of being one (two of Newton's steps)."""
+    made = matrix.astype(np.float64)
+    for _ in range(2):
+        made = 1.5 * made - 0.5 * made @ made.T @ made
+    return np.asarray(made)
+
+
 def in_blocks(rows: npt.NDArray[Any], turn: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Rows `[n, inputs]` of which every block of channels is turned by a matrix `[block, block]`."""
     return np.asarray((rows.reshape(len(rows), -1, len(turn)) @ turn).reshape(rows.shape))
