@@ -134,7 +134,7 @@ def _write_graphs(
     source: StorySource, recipe: Recipe, options: ExportOptions, part: Path, work: Path, bar: tqdm
 ) -> None:
     model, tokens = source.model, source.model.config.vision.tokens
-    turn = rotation_of(source) if recipe.rotated else None
+    turn = rotation_of(source, recipe)
     writers: dict[str, Callable[[Path], bytes]] = {
         VIT: lambda folder: write_vit(
             model.vision, folder, rotated=recipe.rotated and not is_static(recipe.graphs[VIT])
@@ -191,7 +191,7 @@ def _gate(source: StorySource, recipe: Recipe, options: ExportOptions, part: Pat
     bar.set_postfix_str("parity")
     config, threads = source.model.config, default_threads()
     vision = Vision((part / graph_file(VIT), part / graph_file(QFORMER)), config, backend="litert", threads=threads)
-    vit, qformer = measure_vision(source.model, vision, rotation_of(source) if recipe.rotated else None)
+    vit, qformer = measure_vision(source.model, vision, rotation_of(source, recipe))
     vision.close()
     file = part / graph_file(DECODER)
     with packed_weights(file_sha256(file)) as packed:

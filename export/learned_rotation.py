@@ -13,6 +13,7 @@ import numpy as np
 from model.rotation import Doubles, nearest_rotation, rotation_matrix
 from model.story_source import StorySource
 from model.weights import read_safetensors, write_safetensors
+from quantization.recipe import Recipe
 from seed_story.errors import WeightsError
 
 ROTATION_FILE = "rotation.safetensors"
@@ -20,12 +21,14 @@ _NAME = "rotation"
 _FAR = 1e-3
 
 
-def rotation_of(source: StorySource) -> Doubles:
-    """What the decoder's residual stream is turned by, orthogonal, float64 `[hidden, hidden]`.
+def rotation_of(source: StorySource, recipe: Recipe) -> Doubles | None:
+    """What a recipe turns the decoder's residual stream by, orthogonal, float64 `[hidden, hidden]`; None if by nothing.
 
     Raises:
         WeightsError: the checkpoint's own can't be read, or isn't an orthogonal matrix of this size.
     """
+    if not recipe.rotated:
+        return None
     size = source.model.config.llama.hidden_size
     file = source.checkpoint and source.checkpoint / ROTATION_FILE
     return read_rotation(file, size) if file and file.is_file() else rotation_matrix(size)

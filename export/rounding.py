@@ -120,7 +120,7 @@ class Reading:
 
     @functools.cached_property
     def _turn(self) -> Doubles | None:
-        return rotation_of(self.source) if self.recipe.rotated else None
+        return rotation_of(self.source, self.recipe)
 
     @functools.cached_property
     def _moments(self) -> tuple[dict[str, Path], dict[str, list[Floats]]]:

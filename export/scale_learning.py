@@ -209,7 +209,7 @@ def _task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
                            length=lesson.length, rows=lesson.rows, seed=lesson.seed)  # fmt: skip
     exact, rounded = _both(source, recipe, lesson)
     grids = {name: grid for name, grid in gptq_grids(llama, recipe).items() if name != head_name(llama)}
-    turn = rotation_of(source) if recipe.rotated else None
+    turn = rotation_of(source, recipe)
     known = fingerprint(model)
     if turn is not None:
         known += f", turned {sha256(turn.astype(np.float32).tobytes()).hexdigest()}"

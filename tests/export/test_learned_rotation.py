@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from export.learned_rotation import ROTATION_FILE, read_rotation, rotation_of, write_rotation
 from model.rotation import rotation_matrix
 from model.story_source import load_source
+from quantization.recipe import load_recipe
 from seed_story.errors import WeightsError
 from tests.export.tiny_decoders import random_rotation
 
@@ -25,12 +26,13 @@ def test_it_is_orthogonal_after_it_was_kept(tmp_path: Path) -> None:
 
 
 def test_the_checkpoints_own_is_taken(tmp_path: Path) -> None:
-    source = replace(load_source("tiny"), checkpoint=tmp_path)
+    source, recipe = replace(load_source("tiny"), checkpoint=tmp_path), load_recipe("int8")
     size = source.model.config.llama.hidden_size
-    np.testing.assert_array_equal(rotation_of(source), rotation_matrix(size))
+    np.testing.assert_array_equal(rotation_of(source, recipe), rotation_matrix(size))
     write_rotation(random_rotation(size), tmp_path / ROTATION_FILE)
-    np.testing.assert_allclose(rotation_of(source), random_rotation(size), atol=1e-6)
-    np.testing.assert_array_equal(rotation_of(replace(source, checkpoint=None)), rotation_matrix(size))
+    np.testing.assert_allclose(rotation_of(source, recipe), random_rotation(size), atol=1e-6)
+    np.testing.assert_array_equal(rotation_of(replace(source, checkpoint=None), recipe), rotation_matrix(size))
+    assert rotation_of(source, replace(recipe, rotated=False)) is None
 
 
 @pytest.mark.parametrize(
