@@ -2,25 +2,34 @@
 
 The order is that of `transformers`: repetition penalty, no-repeat n-gram, temperature, top-k, top-p, min-p.
 Two facts keep a step over a vocabulary of 49,152 far below a millisecond: min-p compares with the best token,
-so its threshold is known before any exponential is taken; and top-p sorts values, never ids.
+so its threshold is known before any exponential is taken, and what is above it is mostly a handful, which plain Python
+chooses from; and top-p sorts values, never ids.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seed_story.errors import BackendError, UsageError
+from seed_story.filters import filtered
 from seed_story.ngrams import NgramMemory
 from seed_story.stop import StopMatcher
 
 __all__ = ["Sampler", "SamplingConfig", "StopMatcher"]
+
+_FEW = 128
+"""So many tokens are weighed in plain Python. After a step over the weights NumPy's code has left the processor's
+caches, and each of its functions costs 5 to 10 µs at its first use; here that was 150 µs a token, and is 50."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,19 @@ class SamplingConfig:
         if not good:
             raise UsageError(f"{name} is impossible", got=getattr(self, name), expected=expected)
 
+    @property
+    def divisor(self) -> float:
+        """The temperature, within what float32 can divide by; beyond, nothing changes."""
+        return min(max(self.temperature, 1e-6), 1e6)
+
+    @property
+    def reach(self) -> float:
+        """How far below the best logit a token can be chosen; infinite where no logit alone says it."""
+        if self.temperature == 0:
+            return 0.0
+        # Top-p would need the weights of those that min-p leaves out.
+        return -self.divisor * math.log(self.min_p) if self.top_p == 1 and self.min_p > 0 else math.inf
+
     @classmethod
     def greedy(cls, *, no_repeat_ngram: int = 0, stop: Sequence[str] = ()) -> Self:
         """The best token always, the lowest id among equals; nothing is penalised."""
@@ -96,14 +118,12 @@ class Sampler:
         suppressed = sorted({self._checked(id_) for id_ in suppressed_ids})
         if len(suppressed) == vocab_size:
             raise UsageError("every token is suppressed", got=vocab_size, expected="at least one token to choose")
-        self._suppressed = np.array(suppressed, np.int64)
+        self._suppressed = frozenset(suppressed)
         penalised = config.repetition_penalty != 1 and config.repetition_window > 0
-        self._window = np.zeros(config.repetition_window if penalised else 0, np.int64)  # a ring of accepted ids
-        self._accepted = 0
+        self._recent: deque[int] = deque(maxlen=config.repetition_window if penalised else 0)
+        self._times: Counter[int] = Counter()  # how often each id is among these
         self._ngrams = NgramMemory(config.no_repeat_ngram)
         self._scores = np.empty(vocab_size, np.float32)
-        self._weights = np.empty(vocab_size, np.float32)
-        self._mask = np.empty(vocab_size, np.bool_)
 
     def accept(self, token_id: int) -> None:
         """Remembers a token, of the prompt or sampled, for the penalty and the n-grams.
@@ -126,19 +146,15 @@ class Sampler:
         Raises:
             BackendError: another shape, NaN or +infinity among the logits, or nothing that can be chosen.
         """
-        with np.errstate(over="ignore", under="ignore", divide="ignore"):  # extreme logits become 0 or infinity
-            scores = self._penalised(logits)
-            best = int(scores.argmax())  # the lowest id among equals
-            if scores[best] == -np.inf:
-                raise BackendError("no token can be chosen", got=-np.inf, expected="finite logits")
-            if self.config.temperature == 0:
-                return best
-            ids, weights = self._filtered(scores, float(scores[best]))
-        ends = weights.cumsum(dtype=np.float64)
+        if logits.shape != (self.vocab_size,):
+            raise BackendError("the logits have another shape", got=list(logits.shape), expected=[self.vocab_size])
+        ids, weights = self._few(logits) or self._many(logits)
+        if self.config.temperature == 0:
+            return int(ids[0])
+        ends = list(accumulate(weights)) if isinstance(weights, list) else weights.cumsum(dtype=np.float64)
         total = float(ends[-1])
         # The draw stays below the total, so that it always falls on a token of positive weight.
-        place = int(ends.searchsorted(min(self._generator.random() * total, math.nextafter(total, 0)), side="right"))
-        return place if ids is None else int(ids[place])
+        return int(ids[bisect_right(ends, min(self._generator.random() * total, math.nextafter(total, 0)))])
 
     def reseed(self, seed: int) -> None:
         """Chooses by another seed from now on; what was accepted stays remembered.
@@ -155,9 +171,9 @@ class Sampler:
         return {
             "config": {**asdict(self.config), "stop": list(self.config.stop)},
             "vocab_size": self.vocab_size,
-            "suppressed_ids": self._suppressed.tolist(),
+            "suppressed_ids": sorted(self._suppressed),
             "generator": {"state": words, "has_uint32": inner["has_uint32"], "uinteger": inner["uinteger"]},
-            "recent": np.roll(self._recent, -(self._accepted % max(len(self._recent), 1))).tolist(),
+            "recent": list(self._recent),
             "ngram_history": list(self._ngrams.history),
         }
 
@@ -183,15 +199,15 @@ class Sampler:
             raise UsageError(what, got=repr(error), expected="what Sampler.state() gave") from error
         return made
 
-    @property
-    def _recent(self) -> NDArray[np.int64]:
-        """The ids that the penalty concerns, in no order."""
-        return self._window[: self._accepted]
-
     def _remember(self, token_id: int) -> None:
-        if self._window.size:
-            self._window[self._accepted % self._window.size] = token_id
-            self._accepted += 1
+        if not self._recent.maxlen:
+            return
+        if len(self._recent) == self._recent.maxlen:
+            self._times[self._recent[0]] -= 1
+            if not self._times[self._recent[0]]:
+                del self._times[self._recent[0]]
+        self._recent.append(token_id)
+        self._times[token_id] += 1
 
     def _checked(self, token_id: int) -> int:
         token_id = operator.index(token_id)
@@ -200,19 +216,58 @@ class Sampler:
             raise UsageError("a token id is beyond the vocabulary", got=token_id, expected=f"0..{most}")
         return token_id
 
+    def _few(self, logits: NDArray[np.floating[Any]]) -> tuple[list[int], list[float]] | None:
+        """As `_many`, where at most `_FEW` tokens are known to be all that can be chosen; else None."""
+        config, reach = self.config, self.config.reach
+        best = self._less(float(logits[logits.argmax()]))  # or more, unless that token is suppressed or banned
+        if config.repetition_penalty < 1 or not -math.inf < best - reach < math.inf:
+            return None
+        near = np.greater_equal(logits, best - reach).nonzero()[0]  # all others only get less
+        if len(near) > min(_FEW, config.top_k or _FEW):
+            return None
+        times, suppressed, banned = self._times, self._suppressed, self._ngrams.banned()
+        scores = {
+            id_: self._less(score) if id_ in times else score
+            for id_, score in zip(near.tolist(), logits[near].tolist(), strict=True)
+            if id_ not in suppressed and id_ not in banned
+        }
+        if not scores or max(scores.values()) < best:
+            return None
+        best = max(scores.values())
+        kept = {id_: score - best for id_, score in scores.items() if score >= best - reach}
+        return list(kept), [math.exp(score / config.divisor) for score in kept.values()]
+
+    def _many(self, logits: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The ids, ascending, that can be chosen, and their weights relative to the best token's."""
+        config = self.config
+        with np.errstate(over="ignore", under="ignore", divide="ignore"):  # extreme logits become 0 or infinity
+            scores = self._penalised(logits)
+            best = int(scores.argmax())  # the lowest id among equals
+            if scores[best] == -np.inf:
+                raise BackendError("no token can be chosen", got=-np.inf, expected="finite logits")
+            if config.temperature == 0:
+                return np.array([best]), np.ones(1, np.float32)
+            return filtered(
+                scores, float(scores[best]), reach=config.reach, temperature=config.divisor, top_k=config.top_k,
+                top_p=config.top_p, min_p=config.min_p,
+            )  # fmt: skip
+
+    def _less(self, score: float) -> float:
+        """A logit after the penalty."""
+        penalty = self.config.repetition_penalty
+        return score * penalty if score < 0 else score / penalty
+
     def _penalised(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """The logits in the scratch buffer, checked, after suppression, penalty and n-grams."""
-        if logits.shape != (self.vocab_size,):
-            raise BackendError("the logits have another shape", got=list(logits.shape), expected=[self.vocab_size])
         scores = self._scores
         np.copyto(scores, logits, casting="same_kind")
         if not scores[scores.argmax()] < np.inf:  # to argmax NaN is the greatest, and it is not below anything
             got = "NaN" if np.isnan(scores).any() else "+infinity"
             hint = "The graph overflowed or its weights are damaged: verify the bundle."
             raise BackendError("the logits are no numbers", got=got, expected="finite logits", hint=hint)
-        scores[self._suppressed] = -np.inf
-        recent = self._recent
-        if recent.size:
+        scores[list(self._suppressed)] = -np.inf
+        if self._times:
+            recent = np.fromiter(self._times, np.int64)
             penalty, values = np.float32(self.config.repetition_penalty), scores[recent]
             scores[recent] = np.where(values < 0, values * penalty, values / penalty)
         banned = self._ngrams.banned()
@@ -224,28 +279,6 @@ class Sampler:
                 scores[places] = before
         return scores
 
-    def _filtered(
-        self, scores: NDArray[np.float32], best: float
-    ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
-        """The kept ids, ascending (None: all of them), and their weights relative to the best token's."""
-        config = self.config
-        temperature = min(max(config.temperature, 1e-6), 1e6)  # what float32 can divide by; beyond, nothing changes
-        floor = _kth_largest(scores, config.top_k) if 0 < config.top_k < len(scores) else -math.inf
-        if config.top_p == 1 and config.min_p > 0:  # top-p would need the weights that this floor leaves out
-            floor = max(floor, best + temperature * math.log(config.min_p))
-        ids: NDArray[np.int64] | None = None
-        if floor == -math.inf:
-            weights = np.subtract(scores, np.float32(best), out=self._weights)
-        else:
-            ids = np.greater_equal(scores, np.float32(floor), out=self._mask).nonzero()[0]
-            weights = scores[ids] - np.float32(best)
-        np.divide(weights, np.float32(temperature), out=weights)
-        np.exp(weights, out=weights)
-        if config.top_p == 1:
-            return ids, weights
-        kept = _nucleus(weights, config.top_p, config.min_p)
-        return (kept if ids is None else ids[kept]), weights[kept]
-
 
 def _generator(seed: int) -> np.random.Generator:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -255,29 +288,3 @@ def _generator(seed: int) -> np.random.Generator:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _kth_largest(scores: NDArray[np.float32], k: int) -> float:
-    place = len(scores) - k
-    return float(np.partition(scores, place)[place])
-
-
-def _nucleus(weights: NDArray[np.float32], top_p: float, min_p: float) -> NDArray[np.int64]:
-    """Places, ascending, that top-p and min-p both keep; the lower place among equals at top-p's border.
-
-    A token stays in top-p when those before it make up less than `top_p`. All those below (1 - top_p) / n of
-    the whole together make up less than 1 - top_p: they needn't be sorted. The best weight is 1, so
-    `min_p` itself is min-p's threshold.
-    """
-    total = float(weights.sum(dtype=np.float64))
-    places = np.flatnonzero(weights >= max(min_p, min((1 - top_p) * total / len(weights) * 0.999, 1.0)))
-    values = weights[places]
-    falling = np.sort(values)[::-1]
-    before = np.cumsum(falling, dtype=np.float64) - falling
-    count = max(1, int(np.searchsorted(before, top_p * total, side="left")))
-    border = falling[count - 1]
-    equals = np.flatnonzero(values == border)
-    keep = values > border
-    keep[equals[: count - int(keep.sum())]] = True
-    kept: NDArray[np.int64] = places[keep]
-    return kept

@@ -36,6 +36,11 @@ FILTERS: list[dict[str, Any]] = [
     {"repetition_penalty": 1.3},
     {"no_repeat_ngram": 2},
     {"no_repeat_ngram": 1},
+    {"min_p": 0.1, "top_k": 2},
+    {"min_p": 0.1, "top_k": 20},
+    {"min_p": 0.1, "repetition_penalty": 1.3},
+    {"min_p": 0.1, "repetition_penalty": 0.8},
+    {"min_p": 0.1, "no_repeat_ngram": 1},
     {
         "temperature": 0.7,
         "top_k": 60,
@@ -53,9 +58,9 @@ def make(seed: int = 0, vocab: int = VOCAB, suppressed: tuple[int, ...] = (), **
 
 def distribution(sampler: Sampler, logits: np.ndarray) -> np.ndarray:
     """What `sample` draws from; that it does is tested by counting draws."""
-    ids, weights = sampler._filtered(scores := sampler._penalised(logits), float(scores.max()))
+    ids, weights = sampler._few(logits) or sampler._many(logits)
     whole = np.zeros(sampler.vocab_size)
-    whole[slice(None) if ids is None else ids] = weights
+    whole[ids] = weights
     return np.asarray(whole / whole.sum())
 
 
@@ -131,6 +136,43 @@ def test_draws_follow_the_distribution(options: dict[str, Any]) -> None:
     assert counts[want == 0].sum() == 0
     live = want > 0
     assert ((counts[live] - 4000 * want[live]) ** 2 / (4000 * want[live])).sum() < 150
+
+
+def test_few_tokens_are_weighed_as_many_are_or_left_to_them() -> None:
+    """The two ways to choose agree; the quick one is taken unless something unseen may be better."""
+    sure = np.random.default_rng(0).normal(0, 1, VOCAB).astype(np.float32)
+    sure[[3, 4, 5, 6]] = 12, 11.5, 11, 9.5
+    flat = np.zeros(VOCAB, np.float32)
+    again, raised = make(min_p=0.05, repetition_penalty=1.1), make(min_p=0.05, repetition_penalty=0.9)
+    again.accept(3)
+    for id_ in (3, 6):
+        raised.accept(id_)
+    cases: list[tuple[Sampler, np.ndarray, list[int] | None]] = [
+        (make(min_p=0.05), sure, [3, 4, 5, 6]),
+        (make(temperature=0.0), sure, [3]),
+        (again, sure, [3, 4, 5, 6]),  # 3 comes to 10.9
+        (make(min_p=0.05, top_k=4), sure, [3, 4, 5, 6]),
+        (make(min_p=0.05, suppressed=(4,)), sure, [3, 5, 6]),
+        (make(min_p=0.05, suppressed=(3,)), sure, None),  # what is near 12 needn't be all that is near 11.5
+        (make(min_p=0.05, top_k=3), sure, None),
+        (make(min_p=0.05, top_p=0.9), sure, None),
+        (raised, sure, None),  # 6 comes from far below
+        (make(), sure, None),
+        (make(min_p=0.05), flat, None),
+    ]
+    for sampler, logits, ids in cases:
+        few, (many, weights) = sampler._few(logits), sampler._many(logits)
+        assert (few[0] if few else None) == ids, sampler.config
+        if few and sampler.config.temperature > 0:
+            assert many.tolist() == ids
+            np.testing.assert_allclose(few[1], weights, rtol=1e-6)
+    banned = make(min_p=0.05, no_repeat_ngram=1)
+    banned.accept(4)
+    few = banned._few(sure)
+    assert few and few[0] == [3, 5, 6]
+    for id_ in (3, 5, 6):
+        banned.accept(id_)
+    assert banned._few(sure) is None
 
 
 def test_repetition_window_forgets() -> None:
