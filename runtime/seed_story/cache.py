@@ -32,6 +32,7 @@ from seed_story.config import CacheConfig, LlamaConfig, rope_frequencies
 from seed_story.contract import MASKED, PLACE, key_cache, value_cache
 from seed_story.errors import ConfigError, UsageError
 from seed_story.policies import ATTENTION_MASS, FIRST_AND_LAST
+from seed_story.rotations import Rotations
 from seed_story.rows import Rows
 from seed_story.snapshot import State
 
@@ -99,7 +100,9 @@ class SinkCache:
         self.region = aligned_zeros((2, config.slots))
         self.slot_positions: Positions = np.empty(config.slots, np.int64)
         self._frequencies = np.array(rope_frequencies(llama), np.float64)
+        self._rotations = Rotations(rope_frequencies(llama))
         self.config = config
+        self._seen = np.empty(self.columns, np.float32)  # the mask of the next token, if it comes alone
         self.reset()
 
     def reset(self, config: CacheConfig | None = None) -> None:
@@ -131,6 +134,7 @@ class SinkCache:
             self.block.restart(0)
         self._pictures: deque[_Shown] = deque()  # those in the ring and those to come
         self._kept: list[_Shown] = []  # those that left it, the oldest first
+        self._look()
 
     def state(self) -> State:
         """A copy of all that `restore` needs: what is in the used slots, and whose they are."""
@@ -164,6 +168,7 @@ class SinkCache:
             self.block.restore(self.position, arrays)
         for start, stop, group, mass in values["pictures"]:
             (self._pictures if group is None else self._kept).append(_Shown(range(start, stop), group, mass))
+        self._look()
 
     @property
     def max_chunk(self) -> int:
@@ -247,32 +252,55 @@ class SinkCache:
         Raises:
             UsageError: more tokens than `max_chunk` or N, or none; or a `begin_N` when there are some already.
         """
-        size, config = len(inputs["cos"]), self.config
+        size = len(inputs["cos"])
         if not 1 <= count <= min(size, self.max_chunk):
             raise UsageError("a chunk has no such size", got=count, expected=f"1 to {min(size, self.max_chunk)}")
         block = self.block if PLACE in inputs else None
         first = min(size - count, block.count) if block else size - count
         rows, positions = slice(first, first + count), range(self.position, self.position + count)
-        oldest = [max(position - config.ring + 1, self.tail) for position in positions]  # that each sees in the ring
+        oldest = [self._oldest(position) for position in positions]
         self._fill_rotations(inputs["cos"][rows], inputs["sin"][rows], positions, oldest)
         mask = inputs["mask"]
-        mask.fill(MASKED)
+        alone = size == 1 and not block
+        if not alone:
+            mask.fill(MASKED)
         if not block:
             mask[rows, mask.shape[1] - count :] = _causal(count)
         if mask.shape[1] == size:  # of `begin_N`
             if self.position:
                 raise UsageError("a graph that reads no cache can't go on", got=self.position, expected="no token yet")
-            return rows
+        elif alone:
+            mask[0, : self.columns] = self._seen
+        else:
+            self._mask_slots(mask[rows], oldest, block)
+        if block:
+            self._fill_block(block, inputs[PLACE], mask[rows, self.columns :], oldest)
+        return rows
+
+    def _oldest(self, position: int) -> int:
+        """The oldest token that the one at this position may see in the ring."""
+        return max(position - self.config.ring + 1, self.tail)
+
+    def _mask_slots(self, mask: Array, oldest: Sequence[int], block: Block | None = None) -> None:
+        """Shows all slots in rows `[n, columns]` but empty ones, and those of tokens before each row's oldest."""
+        config = self.config
         ring = slice(config.kept, config.slots)
         hidden = self.slot_positions[ring] < np.array(oldest)[:, None]
         empty = self.slot_positions[: config.kept] == EMPTY
         if block:  # its tokens have columns of their own
             hidden |= self.slot_positions[ring] >= block.begin
             empty[block.begin : config.sinks] = True
-            self._fill_block(block, inputs[PLACE], mask[rows, self.columns :], oldest)
-        np.multiply(hidden, MASKED, out=mask[rows, ring])
-        np.multiply(empty, MASKED, out=mask[rows, self._kept_columns])
-        return rows
+        np.multiply(hidden, MASKED, out=mask[:, ring])
+        np.multiply(empty, MASKED, out=mask[:, self._kept_columns])
+
+    def _look(self) -> None:
+        """Sees anew what the next token sees."""
+        self._seen.fill(MASKED)
+        self._mask_slots(self._seen[None], [self._oldest(self.position)])
+
+    def _column_of(self, slot: int) -> int:
+        """A slot's column of the mask."""
+        return slot if slot >= self.config.kept else self._kept_columns.start + slot
 
     def _fill_block(self, block: Block, place: Array, mask: Array, oldest: Sequence[int]) -> None:
         """Where the next tokens are in their block, and what they see of it."""
@@ -284,14 +312,10 @@ class SinkCache:
 
     def _fill_rotations(self, cos: Array, sin: Array, positions: Sequence[int], oldest: Sequence[int]) -> None:
         kept = self.config.sinks + len(self._kept) * self.config.picture_anchors
-        places = [(p, kept + p - first) for p, first in zip(positions, oldest, strict=True)]  # absolute, in the cache
-        angles = np.array(places, np.float64)[..., None] * self._frequencies  # [n, 2, head_dim / 2]
-        angles = angles[:, : cos.shape[1]]  # `begin_N` has one rotation, for both are the same
-        halves = (*angles.shape[:2], 2, -1)
-        cos.reshape(halves)[:] = np.cos(angles)[:, :, None]
-        both = sin.reshape(halves)
-        np.sin(angles, out=both[:, :, 1], casting="same_kind")
-        np.negative(both[:, :, 1], out=both[:, :, 0])
+        for row, (position, first) in enumerate(zip(positions, oldest, strict=True)):
+            places = (position, kept + position - first)  # absolute, in the cache
+            for turn in range(cos.shape[1]):  # `begin_N` has one rotation, for both are the same
+                cos[row, turn], sin[row, turn] = self._rotations.at(places[turn])
 
     def store(self, keys: Array, values: Array, count: int) -> None:
         """Puts the last `count` of a graph's new keys and values, `[layers, kv_heads, N, head_dim]`, in their slots."""
@@ -300,6 +324,8 @@ class SinkCache:
             self.keys.put(slot, keys[:, :, -1])
             self.values.put(slot, values[:, :, -1])
             self.slot_positions[slot] = self.position
+            self._seen[self._column_of(slot)] = 0
+            self._seen[self._column_of(self.slot_of(self.position + 1))] = MASKED  # empty, or the oldest of the ring
         else:
             positions = range(self.position, self.position + count)
             slots = self.slots_of(positions)
@@ -307,6 +333,8 @@ class SinkCache:
             self.values.write(slots, values[:, :, -count:])
             self.slot_positions[slots] = positions
         self.position += count
+        if count > 1:
+            self._look()
         if self.block and count == 1:
             self.block.put(keys[:, :, -1], values[:, :, -1])
         elif self.block:
@@ -359,8 +387,16 @@ class SinkCache:
         """A picture leaves the ring; its anchors are promoted if the policy has a place for them."""
         self.tail = picture.tokens.stop
         group = self._next_group()
-        if group is None:
-            return
+        if group is not None:
+            self._promote(picture, group)
+        self._look()
+
+    def _promote(self, picture: _Shown, group: int) -> None:
+        """Copies a picture's anchors to where they are kept.
+
+        Args:
+            group: which of the places for a picture's anchors.
+        """
         anchors, old = self._anchors(picture), self._anchor_slots(picture)
         picture.group = group
         slots = self._anchor_slots(picture)

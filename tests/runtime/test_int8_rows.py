@@ -100,27 +100,30 @@ def test_memory_is_what_the_contract_says_and_aligned() -> None:
         assert (memory[f"kv_cache_{kind}_1_scale"][:, 0, 7] == 2).all()
 
 
-def test_the_mask_shows_a_kept_slot_in_its_float32_row_only() -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_mask_shows_a_kept_slot_in_its_float32_row_only(size: int) -> None:
     """Spelt out: 2 sinks, then a ring of 3, and one float32 row more than this policy needs."""
     cache = SinkCache(LLAMA, CacheConfig(5, 2), 3)
     new = np.ones((2, 2, 1, 8), np.float32)
-    inputs = {spec.name: np.zeros(spec.shape, np.float32) for spec in decoder_step(LLAMA, 5, 2, 3).inputs}
+    inputs = {spec.name: np.zeros(spec.shape, np.float32) for spec in decoder_step(LLAMA, 5, size, 3).inputs}
     seen = []
     for _ in range(7):
         cache.fill(inputs, 1)
-        seen.append("".join("x" if value == 0 else "." for value in inputs["mask"][1]))
-        assert (inputs["mask"][0] < 0).all()
+        seen.append("".join("x" if value == 0 else "." for value in inputs["mask"][-1]))
+        assert (inputs["mask"][:-1] < 0).all()
         cache.store(new, new, 1)
     assert seen == [
-        # slots, sink rows, chunk
-        "....." "..." ".x",
-        "....." "x.." ".x",
-        "....." "xx." ".x",
-        "..x.." "xx." ".x",
-        "..xx." "xx." ".x",
-        "...xx" "xx." ".x",
-        "..x.x" "xx." ".x",
-    ]  # fmt: skip
+        slots + rows + "." * (size - 1) + "x"
+        for slots, rows in (
+            (".....", "..."),
+            (".....", "x.."),
+            (".....", "xx."),
+            ("..x..", "xx."),
+            ("..xx.", "xx."),
+            ("...xx", "xx."),
+            ("..x.x", "xx."),
+        )
+    ]
 
 
 def test_a_bundle_says_what_its_cache_is(tmp_path: Path) -> None:
