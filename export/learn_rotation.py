@@ -9,7 +9,8 @@ from pathlib import Path
 
 from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION
-from seed_story.errors import SeedStoryError, UsageError
+from seed_story.cli import whole
+from seed_story.errors import SeedStoryError
 from seed_story.quiet import quiet_stderr
 
 _HELD_OUT = 10
@@ -41,9 +42,6 @@ def _learn(args: argparse.Namespace) -> int:
         from export.learned_rotation import ROTATION_FILE, write_rotation
         from export.rotation_learning import learn_rotation, squared_range, stream_rows
         from model.story_source import load_source
-    for name in ("tokens", "steps"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name} is impossible", got=getattr(args, name), expected="1 or more")
     source = load_source(args.model, checkpoint=args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=2 * source.model.config.llama.num_layers + 1, desc="reading stories", unit="matrix") as bar:
@@ -72,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
                         help="training stories: a folder with stories.jsonl or a data set's train.jsonl, and its "
                         "pictures (default: the project's own)")  # fmt: skip
-    parser.add_argument("--tokens", type=int, default=32768, help="of these stories (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4000, help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=whole(1), default=32768, help="of these stories (default: %(default)s)")
+    parser.add_argument("--steps", type=whole(1), default=4000, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/rotation"), help="(default: %(default)s)")
     return parser
 
