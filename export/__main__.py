@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
     parser.add_argument("--recipe", default="int8", help=f"{', '.join(recipe_names())}, or a .json file")
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
-                        help="stories.jsonl and its pictures, for recipes that look at what a graph is given "
+                        help="training stories: a folder with stories.jsonl or a data set's train.jsonl, and pictures "
+                        "(of very many the first); for recipes that look at what a graph is given "
                         "(default: the project's own)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("build/story"), help="the bundle's folder")
     parser.add_argument("--slots", type=int, default=512, help="slots of the cache (default: %(default)s)")

@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from export.__main__ import main
 from export.integer_ops import with_integer_ops
+from quantization import calibration
 from quantization.calibration import calibration_pictures
 from quantization.gptq import without_gptq
 from quantization.quantize import is_static, quantize_graph
@@ -139,6 +140,12 @@ def test_own_pictures_are_each_read_once() -> None:
     assert len(pictures) == len(list((CALIBRATION / "pictures").iterdir())) == 96
     assert all(one.shape == (1, 28, 28, 3) and one.dtype == np.float32 for one in pictures)
     assert 0 <= np.min(pictures) < np.max(pictures) <= 1
+
+
+def test_of_very_many_pictures_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = calibration_pictures(CALIBRATION, 28)[:5]
+    monkeypatch.setattr(calibration, "MOST_PICTURES", 5)
+    np.testing.assert_array_equal(calibration_pictures(CALIBRATION, 28), first)
 
 
 @pytest.fixture
