@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.backend import use_tensorflow
@@ -44,6 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     from model.vocabulary import read_corpus, trim_source
 
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
+    source = replace(source, rotation=args.rotation)
     if args.trim_vocabulary:
         source = trim_source(source, read_corpus(args.trim_vocabulary))
     begin = [size for size in BEGIN_SIZES if size <= args.slots] if args.begin is None else args.begin
@@ -81,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llama", help="another decoder: a .gguf file, or a Hugging Face folder or hub id")
     parser.add_argument("--vision", help="another vision transformer: a Hugging Face folder or hub id")
     parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
+    parser.add_argument("--rotation", type=Path, metavar="FILE",
+                        help="what recipes that rotate turn the decoder by, of `python -m export.learn_rotation` "
+                        "(default: the checkpoint's own; without one a fixed one)")  # fmt: skip
     parser.add_argument("--recipe", default="int8", help=f"{', '.join(recipe_names())}, or a .json file")
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
                         help="training stories: a folder with stories.jsonl or a data set's train.jsonl, and pictures "

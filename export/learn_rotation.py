@@ -56,8 +56,8 @@ def _learn(args: argparse.Namespace) -> int:
         kept = [(one @ learned.T, one) for name in rows if name.endswith(names) for one in [rows[name][split[name] :]]]
         ratios = [squared_range(after) / squared_range(before) for after, before in kept if len(before)]
         print(f"  {kind}: {sum(ratios) / len(ratios):.3f}" if ratios else f"  {kind}: too few rows")
-    print(f"Wrote {args.out / ROTATION_FILE}\nPut it into the checkpoint's folder, and rotated exports use it; "
-          "learn the scales again after it.")  # fmt: skip
+    print(f"Wrote {args.out / ROTATION_FILE}\nPut it into the checkpoint's folder, or give it to `python -m export "
+          "--rotation`, and rotated exports use it; learn the scales again after it.")  # fmt: skip
     return 0
 
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m export.learn_rotation", description="Learns what a decoder's residual stream is turned by."
     )
     parser.add_argument("--model", default="seed-story-135m", help="a preset (default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, help="a folder of trained weights (default: the model's own)")
+    parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
                         help="training stories: a folder with stories.jsonl or a data set's train.jsonl, and its "
                         "pictures (default: the project's own)")  # fmt: skip

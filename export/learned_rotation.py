@@ -1,4 +1,4 @@
-"""The rotation of a decoder's residual stream: the checkpoint's own, or the fixed one.
+"""The rotation of a decoder's residual stream: the one that the user names, the checkpoint's own, or the fixed one.
 
 `python -m export.learn_rotation` learns it and writes `rotation.safetensors`: one matrix, `rotation`, float32 `[hidden,
 hidden]`. Every rotated export of the checkpoint takes it, and learned scales belong to it.
@@ -25,11 +25,13 @@ def rotation_of(source: StorySource, recipe: Recipe) -> Doubles | None:
     """What a recipe turns the decoder's residual stream by, orthogonal, float64 `[hidden, hidden]`; None if by nothing.
 
     Raises:
-        WeightsError: the checkpoint's own can't be read, or isn't an orthogonal matrix of this size.
+        WeightsError: the file can't be read, or isn't an orthogonal matrix of this size.
     """
     if not recipe.rotated:
         return None
     size = source.model.config.llama.hidden_size
+    if source.rotation:
+        return read_rotation(source.rotation, size)
     file = source.checkpoint and source.checkpoint / ROTATION_FILE
     return read_rotation(file, size) if file and file.is_file() else rotation_matrix(size)
 

@@ -51,6 +51,7 @@ class StorySource:
         qformer_trained: whether the Q-Former's weights were learned; if not, pictures say nothing yet.
         licences: of the weights, by part.
         checkpoint: the folder of the trained weights, if there are any.
+        rotation: a file of `export.learned_rotation`, instead of the checkpoint's own.
     """
 
     name: str
@@ -60,6 +61,7 @@ class StorySource:
     qformer_trained: bool
     licences: Mapping[str, str]
     checkpoint: Path | None = None
+    rotation: Path | None = None
 
 
 def load_source(

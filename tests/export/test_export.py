@@ -352,6 +352,12 @@ def test_users_mistakes(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rotation_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--recipe", "int8", "--rotation", "/nowhere.safetensors", "--out", str(tmp_path / "a")]) == 1
+    assert "export: error: there is no such checkpoint; got /nowhere.safetensors" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_exit_code_of_a_refused_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("dear diary")
     assert main([*TINY, "--out", str(tmp_path / "file")]) == 1

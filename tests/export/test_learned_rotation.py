@@ -33,6 +33,11 @@ def test_the_checkpoints_own_is_taken(tmp_path: Path) -> None:
     np.testing.assert_allclose(rotation_of(source, recipe), random_rotation(size), atol=1e-6)
     np.testing.assert_array_equal(rotation_of(replace(source, checkpoint=None), recipe), rotation_matrix(size))
     assert rotation_of(source, replace(recipe, rotated=False)) is None
+    other = tmp_path / "other.safetensors"
+    write_rotation(random_rotation(size).T, other)
+    np.testing.assert_allclose(rotation_of(replace(source, rotation=other), recipe), random_rotation(size).T, atol=1e-6)
+    with pytest.raises(WeightsError, match=r"nowhere\.safetensors"):
+        rotation_of(replace(source, rotation=tmp_path / "nowhere.safetensors"), recipe)
 
 
 @pytest.mark.parametrize(
