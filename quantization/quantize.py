@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import shutil
 import struct
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def quantize_graph(
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
             warnings.catch_warnings(),
+            _muted_log(),
         ):  # its own bars
             warnings.simplefilter("ignore", UserWarning)  # that it keeps all tensors: calibrating is what that is for
             tool = quantizer.Quantizer(str(source), quantization_recipe=list(entries))
@@ -71,6 +73,17 @@ def quantize_graph(
         raise ExportError(f"{source.name} can't be quantized", got=error, hint="Check the recipe.") from error
     source.unlink()  # first: of a big model there may be no room for a third file
     share_vectors(target)
+
+
+@contextlib.contextmanager
+def _muted_log() -> Iterator[None]:
+    """Without its warnings that a buffer is written again: all signatures share it, and write the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _calibrate(tool: Any, samples: Samples) -> dict[str, Any]:

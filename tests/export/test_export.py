@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -350,6 +351,13 @@ def test_users_mistakes(
     assert out == ""
     assert err.startswith("export: error: ") and words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The quantizer warns of each buffer that several signatures share."""
+    assert main([*TINY, "--recipe", "int8", "--force", "--out", str(tmp_path / "story")]) == 0
+    assert [one.getMessage() for one in caplog.records if one.name == "root"] == []
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_a_rotation_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
