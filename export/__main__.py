@@ -13,7 +13,8 @@ from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.cli import whole
 from seed_story.config import CacheConfig
 from seed_story.contract import BEGIN_SIZES, DECODE_ATTENTION, PREFILL_SIZES, Steps
-from seed_story.errors import SeedStoryError, UsageError
+from seed_story.errors import UsageError
+from seed_story.output import exit_code
 from seed_story.policies import ATTENTION_MASS, MULTIMODAL_SINK, PICTURE_EVICTIONS, POLICIES, TEXT_SINK
 from seed_story.quiet import quiet_stderr
 
@@ -22,14 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and exports; returns the exit code."""
     args = _parser().parse_args(argv)
     use_tensorflow()
-    try:
-        return _run(args)
-    except SeedStoryError as error:
-        print(f"export: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\nexport: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(args), "export", "interrupted; nothing was written")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION
 from seed_story.cli import whole
 from seed_story.errors import SeedStoryError
+from seed_story.output import exit_code
 from seed_story.quiet import quiet_stderr
 
 _HELD_OUT = 10
@@ -21,17 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and learns; returns the exit code: 130 when it was interrupted, with nothing written."""
     args = _parser().parse_args(argv)
     use_tensorflow()
-    try:
-        return _learn(args)
-    except SeedStoryError as error:
-        print(f"learn_rotation: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"learn_rotation: error: the rotation can't be written: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("learn_rotation: stopped; nothing was written", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _learn(args), "learn_rotation", "stopped; nothing was written")
 
 
 def _learn(args: argparse.Namespace) -> int:
@@ -43,14 +34,17 @@ def _learn(args: argparse.Namespace) -> int:
         from export.rotation_learning import learn_rotation, squared_range, stream_rows
         from model.story_source import load_source
     source = load_source(args.model, checkpoint=args.checkpoint)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=2 * source.model.config.llama.num_layers + 1, desc="reading stories", unit="matrix") as bar:
-        rows, fixed = stream_rows(source, args.calibration, args.tokens, bar.update)
-    split = {name: len(found) - len(found) // _HELD_OUT for name, found in rows.items()}
-    taught = {name: found[: split[name]] for name, found in rows.items()}
-    with tqdm(total=args.steps, desc="rotation", unit="step") as bar:
-        learned = learn_rotation(taught, head_name(source.model.config.llama), args.steps, bar.update)
-    write_rotation(learned @ fixed, args.out / ROTATION_FILE)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=2 * source.model.config.llama.num_layers + 1, desc="reading stories", unit="matrix") as bar:
+            rows, fixed = stream_rows(source, args.calibration, args.tokens, bar.update)
+        split = {name: len(found) - len(found) // _HELD_OUT for name, found in rows.items()}
+        taught = {name: found[: split[name]] for name, found in rows.items()}
+        with tqdm(total=args.steps, desc="rotation", unit="step") as bar:
+            learned = learn_rotation(taught, head_name(source.model.config.llama), args.steps, bar.update)
+        write_rotation(learned @ fixed, args.out / ROTATION_FILE)
+    except OSError as error:
+        raise SeedStoryError("the rotation can't be written", got=error) from error
     print("The square of rows' ranges, beside the fixed rotation's, in stories that weren't learned from:")
     for kind, names in {"qkv": "_qkv", "gate_up": "_gate_up", "head": head_name(source.model.config.llama)}.items():
         kept = [(one @ learned.T, one) for name in rows if name.endswith(names) for one in [rows[name][split[name] :]]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from export.lesson import Lesson
 from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION, load_recipe, recipe_names
-from seed_story.errors import SeedStoryError
+from seed_story.output import exit_code
 from seed_story.quiet import quiet_stderr
 
 
@@ -18,21 +18,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and learns; returns the exit code: 130 when it was interrupted, to be gone on with."""
     args = _parser().parse_args(argv)
     use_tensorflow()
-    try:
-        recipe = load_recipe(args.recipe)
-        lesson = Lesson(data=args.data, out=args.out, minutes=args.minutes, calibration=args.calibration,
-                        seed=args.seed)  # fmt: skip
-        with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
-            from export.scale_learning import learn_scales
-        file = learn_scales(args.model, args.checkpoint, recipe, lesson)
-    except SeedStoryError as error:
-        print(f"learn_scales: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        file = None
+    stopped = "stopped; run the same command again to go on from what was saved"
+    return exit_code(lambda: _learn(args), "learn_scales", stopped)
+
+
+def _learn(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe)
+    lesson = Lesson(data=args.data, out=args.out, minutes=args.minutes, calibration=args.calibration,
+                    seed=args.seed)  # fmt: skip
+    with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
+        from export.scale_learning import learn_scales
+    file = learn_scales(args.model, args.checkpoint, recipe, lesson)
     if file is None:
-        print("learn_scales: stopped; run the same command again to go on from what was saved", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt  # which the training has taken, to save what it had
     print(f"Wrote {file}\nPut it into the checkpoint's folder, and exports by {recipe.name} use it.")
     return 0
 

@@ -100,7 +100,7 @@ class SinkCache:
         self.region = aligned_zeros((2, config.slots))
         self.slot_positions: Positions = np.empty(config.slots, np.int64)
         self._frequencies = np.array(rope_frequencies(llama), np.float64)
-        self._rotations = Rotations(rope_frequencies(llama))
+        self._rotations = Rotations(self._frequencies)
         self.config = config
         self._seen = np.empty(self.columns, np.float32)  # the mask of the next token, if it comes alone
         self.reset()
@@ -333,14 +333,15 @@ class SinkCache:
             self.values.write(slots, values[:, :, -count:])
             self.slot_positions[slots] = positions
         self.position += count
-        if count > 1:
-            self._look()
         if self.block and count == 1:
             self.block.put(keys[:, :, -1], values[:, :, -1])
         elif self.block:
             self.block.restart(self.position)
         if self._pictures and self._pictures[0].tokens.start + self.config.ring == self.position:
             self._evict(self._pictures.popleft())
+            self._look()
+        elif count > 1:
+            self._look()
 
     @property
     def asks_attention(self) -> bool:
@@ -387,16 +388,8 @@ class SinkCache:
         """A picture leaves the ring; its anchors are promoted if the policy has a place for them."""
         self.tail = picture.tokens.stop
         group = self._next_group()
-        if group is not None:
-            self._promote(picture, group)
-        self._look()
-
-    def _promote(self, picture: _Shown, group: int) -> None:
-        """Copies a picture's anchors to where they are kept.
-
-        Args:
-            group: which of the places for a picture's anchors.
-        """
+        if group is None:
+            return
         anchors, old = self._anchors(picture), self._anchor_slots(picture)
         picture.group = group
         slots = self._anchor_slots(picture)

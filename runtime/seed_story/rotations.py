@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,11 @@ class Rotations:
     """Cosines and sines of all positions there are; a step looks them up, for each NumPy call of its own costs 2 µs.
 
     Args:
-        frequencies: `[head_dim / 2]`, radians a token, of `rope_frequencies`.
+        frequencies: float64 `[head_dim / 2]`, radians a token, of `rope_frequencies`.
     """
 
-    def __init__(self, frequencies: Sequence[float]) -> None:
-        self._frequencies = np.array(frequencies, np.float64)
+    def __init__(self, frequencies: npt.NDArray[np.float64]) -> None:
+        self._frequencies = frequencies
         self._block = functools.lru_cache(maxsize=_KEPT)(self._computed)
 
     def at(self, position: int) -> npt.NDArray[np.float32]:

@@ -29,7 +29,7 @@ __all__ = ["Sampler", "SamplingConfig", "StopMatcher"]
 
 _FEW = 128
 """So many tokens are weighed in plain Python. After a step over the weights NumPy's code has left the processor's
-caches, and each of its functions costs 5 to 10 µs at its first use; here that was 150 µs a token, and is 50."""
+caches, and each of its functions costs 2 to 10 µs at its first use (docs/performance.md): 105 µs a token, not 180."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ class Sampler:
             for id_, score in zip(near.tolist(), logits[near].tolist(), strict=True)
             if id_ not in suppressed and id_ not in banned
         }
-        if not scores or max(scores.values()) < best:
+        top = max(scores.values(), default=-math.inf)
+        if top < best:
             return None
-        best = max(scores.values())
-        kept = {id_: score - best for id_, score in scores.items() if score >= best - reach}
+        kept = {id_: score - top for id_, score in scores.items() if score >= top - reach}
         return list(kept), [math.exp(score / config.divisor) for score in kept.values()]
 
     def _many(self, logits: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
