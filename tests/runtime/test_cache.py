@@ -104,6 +104,24 @@ def test_slots_and_masks_by_brute_force(config: CacheConfig, schedule: list[tupl
             np.testing.assert_array_equal(cache.values.floats[:, :, slot], value)
 
 
+@pytest.mark.parametrize("sink_rows", [None, 12])
+def test_a_lone_token_sees_what_a_chunk_would_let_it_see(sink_rows: int | None) -> None:
+    """Its mask is kept from token to token: past pictures that come, leave, are promoted, and make room for others."""
+    config = CacheConfig(20, 2, 6, 1, 2)
+    cache = SinkCache(LLAMA, config, sink_rows)
+    new = np.ones((LLAMA.num_layers, LLAMA.num_kv_heads, 1, LLAMA.head_dim), np.float32)
+    for token in range(90):
+        if token % 7 == 3 and token % 4:
+            cache.expect_picture(range(token, token + 4))
+        alone, one_of_two = (np.full((size, cache.columns + size), JUNK, np.float32) for size in (1, 2))
+        turns = {name: np.zeros((2, 2, LLAMA.head_dim), np.float32) for name in ("cos", "sin")}
+        cache.fill({**{name: turn[:1] for name, turn in turns.items()}, "mask": alone}, 1)
+        cache.fill({**turns, "mask": one_of_two}, 1)
+        np.testing.assert_array_equal(alone[0, : cache.columns], one_of_two[1, : cache.columns], f"token {token}")
+        cache.store(new, new, 1)
+    assert (cache.slot_positions[config.sinks : config.kept] != EMPTY).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(geometries, schedules)
 def test_the_second_rotation_is_the_place_inside_the_cache(
