@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.backend import use_tensorflow
-from seed_story.errors import SeedStoryError
+from seed_story.output import exit_code
 from seed_story.quiet import quiet_stderr
 from training.recipe import DECODERS, Recipe
 
@@ -18,22 +18,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and trains; returns the exit code: 130 when it was interrupted, to be gone on with."""
     args = _parser().parse_args(argv)
     use_tensorflow(accelerator=True)
-    try:
-        recipe = Recipe(args.minutes, args.decoder, args.vision_blocks, seed=args.seed, mixed_precision=args.bfloat16)
-        with quiet_stderr():
-            from training.stages import train_model
-        # Stage 1 leaves the attention to patches alone on purpose.
-        warnings.filterwarnings("ignore", message="Gradients do not exist", category=UserWarning)
-        finished = train_model(args.model, args.data, args.out, recipe)
-    except SeedStoryError as error:
-        print(f"train: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\ntrain: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    if not finished:
-        print("train: stopped and saved; run the same command again to go on", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _train(args), "train", "stopped; run the same command again to go on from what was saved")
+
+
+def _train(args: argparse.Namespace) -> int:
+    recipe = Recipe(args.minutes, args.decoder, args.vision_blocks, seed=args.seed, mixed_precision=args.bfloat16)
+    with quiet_stderr():
+        from training.stages import train_model
+    # Stage 1 leaves the attention to patches alone on purpose.
+    warnings.filterwarnings("ignore", message="Gradients do not exist", category=UserWarning)
+    if not train_model(args.model, args.data, args.out, recipe):
+        raise KeyboardInterrupt  # which the training has taken, to save what it had
     print(f"Wrote {args.out / 'checkpoint'}")
     return 0
 

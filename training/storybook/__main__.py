@@ -8,38 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seed_story.cli import whole
-from seed_story.errors import SeedStoryError
-from seed_story.output import write_json
+from seed_story.output import exit_code, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one command; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except SeedStoryError as error:
-        print(f"storybook: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"\nstorybook: interrupted; {args.kept}", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: args.run(args), "storybook", f"interrupted; {args.kept}")
 
 
-def _build(args: argparse.Namespace) -> None:
+def _build(args: argparse.Namespace) -> int:
     from training.storybook.build import build
 
     counts = build(args.out, args.size, seed=args.seed)
     print(_counts(counts), f"-> {args.out}")
+    return 0
 
 
-def _long(args: argparse.Namespace) -> None:
+def _long(args: argparse.Namespace) -> int:
     from training.storybook.build import build_long
 
     print(f"test {build_long(args.out, args.stories, args.pages, seed=args.seed)} -> {args.out}")
+    return 0
 
 
-def _teach(args: argparse.Namespace) -> None:
+def _teach(args: argparse.Namespace) -> int:
     from training.storybook.teacher import TAUGHT, first_pages, open_teacher, teach
 
     pages = first_pages(args.data, args.stories, args.seed)
@@ -51,6 +44,7 @@ def _teach(args: argparse.Namespace) -> None:
         write_json(report)
     else:
         print(_counts({key: report[key] for key in ("pictures", "stories", "skipped")}), f"-> {args.data / TAUGHT}")
+    return 0
 
 
 def _counts(counts: dict[str, int]) -> str:
