@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+from export.source_arguments import add_source_arguments, source_of
 from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.cli import whole
@@ -35,11 +35,9 @@ def _run(args: argparse.Namespace) -> int:
         tf.zeros(1)
     from export.export import ExportOptions, export_bundle, summary
     from export.learned_scales import lacks_scales
-    from model.story_source import load_source
     from model.vocabulary import read_corpus, trim_source
 
-    source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)
-    source = replace(source, rotation=args.rotation)
+    source = source_of(args, recipe)
     if args.trim_vocabulary:
         source = trim_source(source, read_corpus(args.trim_vocabulary))
     begin = [size for size in BEGIN_SIZES if size <= args.slots] if args.begin is None else args.begin
@@ -49,8 +47,8 @@ def _run(args: argparse.Namespace) -> int:
     print(summary(bundle))
     if not source.qformer_trained:
         print("The Q-Former is untrained: a picture doesn't influence the story yet.")
-    if lacks_scales(recipe, source.checkpoint):
-        print("The checkpoint has no learned scales for this recipe: `python -m export.learn_scales` learns them.")
+    if lacks_scales(recipe, source):
+        print("There are no learned scales for this recipe: `python -m export.learn_scales` learns them.")
     print(f"Wrote {args.out}")
     return 0
 
@@ -73,13 +71,7 @@ def _cache(args: argparse.Namespace) -> CacheConfig:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description="Writes a bundle for the device.")
-    parser.add_argument("--model", default="seed-story-135m", help="a preset (default: %(default)s)")
-    parser.add_argument("--llama", help="another decoder: a .gguf file, or a Hugging Face folder or hub id")
-    parser.add_argument("--vision", help="another vision transformer: a Hugging Face folder or hub id")
-    parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
-    parser.add_argument("--rotation", type=Path, metavar="FILE",
-                        help="what recipes that rotate turn the decoder by, of `python -m export.learn_rotation` "
-                        "(default: the checkpoint's own; without one a fixed one)")  # fmt: skip
+    add_source_arguments(parser, "rotation", "scales")
     parser.add_argument("--recipe", default="int8", help=f"{', '.join(recipe_names())}, or a .json file")
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
                         help="training stories: a folder with stories.jsonl or a data set's train.jsonl, and pictures "

@@ -120,7 +120,7 @@ def export_bundle(source: StorySource, recipe: Recipe, out: Path, options: Expor
                 raise ExportError("a graph can't be converted", got=error.message,
                                   hint="Is there enough free space and memory?") from error  # fmt: skip
         parity = _gate(source, recipe, options, part, bar)
-        missed = check(parity, recipe, force=options.force, unlearned=lacks_scales(recipe, source.checkpoint))
+        missed = check(parity, recipe, force=options.force, unlearned=lacks_scales(recipe, source))
         write_manifest(part, _manifest(source, recipe, options, parity, missed, part))
     return Bundle.open(out)
 

@@ -32,7 +32,10 @@ FIRST = 30
 
 
 def story_rows(source: StorySource, folder: Path, tokens: int = TOKENS) -> Iterator[Floats]:
-    """Stories of a calibration folder as the decoder is fed them, by the Keras model; see `calibration_rows`."""
+    """Stories of a calibration folder as the decoder is fed them, by the Keras model; see `calibration_rows`.
+
+    Where the Q-Former is untrained no pictures are shown: what it makes of them is noise (docs/decisions/0017).
+    """
     model, tokenizer = source.model, StoryTokenizer(source.tokenizer)
 
     def embed(ids: Ids) -> Floats:
@@ -42,7 +45,8 @@ def story_rows(source: StorySource, folder: Path, tokens: int = TOKENS) -> Itera
         pixels = load_and_preprocess_image(picture, model.config.vision.image_size)
         return np.asarray(ops.convert_to_numpy(model.qformer(model.vision(pixels)))[0], np.float32)
 
-    return calibration_rows(folder, tokenizer, source.prompt, model.config.qformer.num_queries, embed, look, tokens)
+    queries, shown = model.config.qformer.num_queries, look if source.qformer_trained else None
+    return calibration_rows(folder, tokenizer, source.prompt, queries, embed, shown, tokens)
 
 
 def decoder_hessians(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.source_arguments import add_source_arguments, source_of
 from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION
 from seed_story.cli import whole
@@ -32,8 +33,7 @@ def _learn(args: argparse.Namespace) -> int:
         from export.decoder_weights import head_name
         from export.learned_rotation import ROTATION_FILE, write_rotation
         from export.rotation_learning import learn_rotation, squared_range, stream_rows
-        from model.story_source import load_source
-    source = load_source(args.model, checkpoint=args.checkpoint)
+    source = source_of(args)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         with tqdm(total=2 * source.model.config.llama.num_layers + 1, desc="reading stories", unit="matrix") as bar:
@@ -59,8 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.learn_rotation", description="Learns what a decoder's residual stream is turned by."
     )
-    parser.add_argument("--model", default="seed-story-135m", help="a preset (default: %(default)s)")
-    parser.add_argument("--checkpoint", help="a folder of trained weights, or none (default: the model's own)")
+    add_source_arguments(parser)
     parser.add_argument("--calibration", type=Path, metavar="FOLDER", default=CALIBRATION,
                         help="training stories: a folder with stories.jsonl or a data set's train.jsonl, and its "
                         "pictures (default: the project's own)")  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.lesson import Lesson
+from export.source_arguments import add_source_arguments, source_of
 from model.backend import use_tensorflow
 from quantization.recipe import CALIBRATION, load_recipe, recipe_names
 from seed_story.output import exit_code
@@ -28,10 +29,11 @@ def _learn(args: argparse.Namespace) -> int:
                     seed=args.seed)  # fmt: skip
     with quiet_stderr():  # it reports on accelerators that it doesn't find, whatever its log level
         from export.scale_learning import learn_scales
-    file = learn_scales(args.model, args.checkpoint, recipe, lesson)
+    file = learn_scales(source_of(args, recipe), recipe, lesson)
     if file is None:
         raise KeyboardInterrupt  # which the training has taken, to save what it had
-    print(f"Wrote {file}\nPut it into the checkpoint's folder, and exports by {recipe.name} use it.")
+    print(f"Wrote {file}\nPut it into the checkpoint's folder, or give it to `python -m export --scales`, and exports "
+          f"by {recipe.name} use it.")  # fmt: skip
     return 0
 
 
@@ -39,8 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.learn_scales", description="Learns the scales of a decoder's rounded matrices."
     )
-    parser.add_argument("--model", default="seed-story-135m", help="a preset (default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, help="a folder of trained weights (default: the model's own)")
+    add_source_arguments(parser, "rotation")
     parser.add_argument("--recipe", default="int4",
                         help=f"one that names learned scales, of {', '.join(recipe_names())}, or a .json file "
                         "(default: %(default)s)")  # fmt: skip

@@ -32,7 +32,7 @@ def rotation_of(source: StorySource, recipe: Recipe) -> Doubles | None:
     size = source.model.config.llama.hidden_size
     if source.rotation:
         return read_rotation(source.rotation, size)
-    file = source.checkpoint and source.checkpoint / ROTATION_FILE
+    file = source.learned and source.learned / ROTATION_FILE
     return read_rotation(file, size) if file and file.is_file() else rotation_matrix(size)
 
 

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from model.story_source import StorySource
 from model.weights import read_safetensors, write_safetensors
 from quantization.gptq import Floats, Grid
 from quantization.recipe import Recipe
@@ -24,15 +25,20 @@ _STEP = ".step"
 _TOP = 127
 
 
-def scales_file(recipe: Recipe, checkpoint: Path | None) -> Path | None:
-    """The file with the scales that a recipe asks for; None if it asks for none, or the checkpoint has none."""
-    file = checkpoint and recipe.scales and checkpoint / file_name(recipe.scales)
+def scales_file(recipe: Recipe, source: StorySource) -> Path | None:
+    """The scales that a recipe asks for: the file that the user names, or the checkpoint's own.
+
+    None if it asks for none, or there are none.
+    """
+    if recipe.scales is None or source.scales:
+        return source.scales if recipe.scales else None
+    file = source.learned and source.learned / file_name(recipe.scales)
     return file if file and file.is_file() else None
 
 
-def lacks_scales(recipe: Recipe, checkpoint: Path | None) -> bool:
-    """Whether a recipe asks for learned scales that the checkpoint hasn't."""
-    return recipe.scales is not None and scales_file(recipe, checkpoint) is None
+def lacks_scales(recipe: Recipe, source: StorySource) -> bool:
+    """Whether a recipe asks for learned scales that there aren't."""
+    return recipe.scales is not None and scales_file(recipe, source) is None
 
 
 def file_name(scales: str) -> str:

@@ -73,7 +73,7 @@ def check(
 
     Args:
         force: let a bundle through that misses a bound; not one whose figures are no numbers.
-        unlearned: whether the recipe asks for learned scales that the checkpoint hasn't.
+        unlearned: whether the recipe asks for learned scales that there aren't.
 
     Returns:
         The missed bounds, for the manifest: figure to `got` and `bound`. Empty unless forced.

@@ -77,7 +77,7 @@ def stream_rows(
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         skeleton = write_skeleton(llama, cache.slots, Steps((size,), ()), work / "skeleton", rotated=True)
-        plain = replace(source, checkpoint=None, rotation=None)  # whose rotation is the fixed one
+        plain = replace(source, learned=None, rotation=None)  # whose rotation is the fixed one
         reading = Reading(plain, recipe, skeleton, cache, size, calibration, work, tokens, keep)
         balance = reading.balance
         assert balance is not None

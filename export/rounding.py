@@ -172,7 +172,7 @@ def rounded_weights(reading: Reading, tick: Callable[[int], object]) -> Make:
         UsageError, PictureError: see `Reading`.
     """
     recipe, exact, grids = reading.recipe, reading.exact, gptq_grids(reading.llama, reading.recipe)
-    file = scales_file(recipe, reading.source.checkpoint)
+    file = scales_file(recipe, reading.source)
     changes: Mapping[str, Floats] = read_scales(file, grids, reading.shapes) if file else {}
 
     def made(name: str) -> Floats:

@@ -2,7 +2,8 @@
 
 The codes stay as GPTQ chose them, and each scale may change a little: few numbers to learn, and no rounding in the way
 of their gradients (EfficientQAT, arXiv 2407.11062: end-to-end training of quantization parameters). What is brought
-down is the Kullback-Leibler divergence from the float decoder at the words of training stories with their pictures.
+down is the Kullback-Leibler divergence from the float decoder at the words of training stories with their pictures, or
+without any where the Q-Former is untrained.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from model.layers import Module, Tensor, numpy_of
 from model.llama import rope_tables
 from model.qformer import QFormer
 from model.rotation import Doubles
-from model.story_source import StorySource, load_source
+from model.story_source import StorySource
 from model.weights import fingerprint
 from quantization.gptq import Floats, Grid
 from quantization.recipe import Recipe
@@ -44,11 +45,11 @@ from seed_story.contract import (
     value_cache,
 )
 from seed_story.errors import UsageError
-from training.data import IGNORE, StoryEncoder, check_pictures, chunks, read_stories, training_file
+from training.data import IGNORE, TEXT_ALONE, StoryEncoder, check_pictures, chunks, read_stories, training_file
 from training.features import FeatureStore
 from training.loop import planned, train
 from training.recipe import data_fingerprint
-from training.story_batches import StoryBatches
+from training.story_batches import StoryBatches, Ways, with_pictures
 from training.task import Batch, Schedule
 
 _PLACEHOLDER = 1000  # steps of a schedule whose length is measured first
@@ -172,20 +173,16 @@ def _all_logits(llama: LlamaConfig, size: int) -> Signature:
     return Signature(plain.name, plain.inputs, (TensorSpec("logits", (size, llama.vocab_size)), *plain.outputs[1:]))
 
 
-def learn_scales(preset: str, checkpoint: Path | None, recipe: Recipe, lesson: Lesson) -> Path | None:
+def learn_scales(source: StorySource, recipe: Recipe, lesson: Lesson) -> Path | None:
     """Learns the scales of the layers' rounded matrices, or goes on; the file with them, or None if it was stopped.
-
-    Args:
-        checkpoint: of the model; None for the preset's own.
 
     Raises:
         UsageError: the recipe names no learned scales.
-        SeedStoryError: see `load_source`, `rounded_weights` and `training.loop.train`.
+        SeedStoryError: see `rounded_weights` and `training.loop.train`.
     """
     if recipe.scales is None:
         raise UsageError(f"the recipe {recipe.name} takes no learned scales", got='no "scales"',
                          expected="their name in the recipe, as in int4.json")  # fmt: skip
-    source = load_source(preset, checkpoint=checkpoint)
     for network in (source.model.vision, source.model.qformer, source.model.llama):
         network.trainable = False
     task = _task(source, recipe, lesson)
@@ -201,12 +198,16 @@ def _task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
     model, llama = source.model, source.model.config.llama
     file = training_file(lesson.data)
     stories = [chunk for story in read_stories(file) for chunk in chunks(story)]
-    check_pictures(stories)
-    store = FeatureStore(lesson.out / "features", lesson.data, model.vision, model.config.vision.feature_layer)
-    store.fill([page.picture for story in stories for page in story.pages])
     queries = model.config.qformer.num_queries
-    batches = StoryBatches(stories, StoryEncoder(source.tokenizer, source.prompt, queries), store, queries,
-                           length=lesson.length, rows=lesson.rows, seed=lesson.seed)  # fmt: skip
+    store = FeatureStore(lesson.out / "features", lesson.data, model.vision, model.config.vision.feature_layer)
+    asked, told = (StoryEncoder(source.tokenizer, prompt, queries) for prompt in (source.prompt, TEXT_ALONE))
+    ways: Ways = [(asked, "none", 0.5), (told, "none", 0.5)]
+    if source.qformer_trained:
+        check_pictures(stories)
+        store.fill([page.picture for story in stories for page in story.pages])
+        ways = with_pictures(asked)
+    batches = StoryBatches(stories, ways, store, queries, length=lesson.length, rows=lesson.rows,
+                           seed=lesson.seed)  # fmt: skip
     exact, rounded = _both(source, recipe, lesson)
     grids = {name: grid for name, grid in gptq_grids(llama, recipe).items() if name != head_name(llama)}
     turn = rotation_of(source, recipe)

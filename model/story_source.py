@@ -30,6 +30,8 @@ from seed_story.config import LlamaConfig, QFormerConfig, StoryConfig, VisionCon
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 """Trained weights of our own, a folder a preset."""
+PRETRAINED = "pretrained"
+"""Inside it: what was learned for exports of the preset's parts as they are published."""
 QFORMER_FILE, VISION_FILE = "qformer.safetensors", "vision.safetensors"
 LORA_FILE, DECODER_FILE = "lora.safetensors", "decoder.safetensors"
 """What a checkpoint's folder holds: the Q-Former; and, if they were trained, the ViT's last blocks, and the decoder's
@@ -51,7 +53,8 @@ class StorySource:
         qformer_trained: whether the Q-Former's weights were learned; if not, pictures say nothing yet.
         licences: of the weights, by part.
         checkpoint: the folder of the trained weights, if there are any.
-        rotation: a file of `export.learned_rotation`, instead of the checkpoint's own.
+        learned: a folder with what was learned for exports: `export.learned_rotation` and `export.learned_scales`.
+        rotation, scales: files of these instead of the folder's.
     """
 
     name: str
@@ -61,7 +64,9 @@ class StorySource:
     qformer_trained: bool
     licences: Mapping[str, str]
     checkpoint: Path | None = None
+    learned: Path | None = None
     rotation: Path | None = None
+    scales: Path | None = None
 
 
 def load_source(
@@ -117,7 +122,8 @@ def load_source(
     config = StoryConfig(vision_config, sizes, decoder_config)
     made = StoryModel(config, vision=eye, qformer=bridge, llama=decoder)
     name = f"{preset}-custom" if own else preset
-    return StorySource(name, made, tokenizer, _prompt(tokenizer), folder is not None, licences, folder)
+    learned = folder or (None if own else CHECKPOINTS / preset / PRETRAINED)
+    return StorySource(name, made, tokenizer, _prompt(tokenizer), folder is not None, licences, folder, learned)
 
 
 def _read_llama(source: str) -> tuple[LlamaConfig, Mapping[str, Any], Tokenizer]:

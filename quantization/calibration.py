@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from seed_story.bundle import Prompt
 from seed_story.errors import UsageError
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
-from training.data import TRAIN_FILE, StoryEncoder, StoryRecord, check_pictures, read_stories
+from training.data import TEXT_ALONE, TRAIN_FILE, StoryEncoder, StoryRecord, check_pictures, read_stories
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -51,7 +51,7 @@ def calibration_rows(
     prompt: Prompt,
     queries: int,
     embed: Callable[[Ids], Floats],
-    look: Callable[[Path], Floats],
+    look: Callable[[Path], Floats] | None,
     tokens: int,
 ) -> Iterator[Floats]:
     """The stories as a decoder is fed them, float32 `[t, hidden]` each, `tokens` rows together at most.
@@ -59,17 +59,19 @@ def calibration_rows(
     Args:
         queries: embeddings of a picture.
         embed: ids `[t]` to embeddings `[t, hidden]`.
-        look: a picture's file to its embeddings `[queries, hidden]`.
+        look: a picture's file to its embeddings `[queries, hidden]`; None where they say nothing: stories are text
+            alone then, every other one without the prompt's words.
 
     Raises:
         UsageError, PictureError: as `calibration_stories`; or a picture can't be read.
     """
-    encoder = StoryEncoder(tokenizer, prompt, queries)
-    for story in calibration_stories(folder):
-        example = encoder.encode(story, ends=False)
+    prompts = [prompt] if look else [TEXT_ALONE, prompt]
+    encoders = [StoryEncoder(tokenizer, words, queries) for words in prompts]
+    for encoder, story in zip(cycle(encoders), calibration_stories(folder), strict=False):
+        example = encoder.encode(story, "all" if look else "none", ends=False)
         places = example.ids < 0
         rows = embed(np.where(places, 0, example.ids))
-        if places.any():
+        if look and places.any():
             rows[places] = np.concatenate([look(picture) for picture in example.pictures])
         yield rows[:tokens]
         tokens -= len(rows)

@@ -37,6 +37,9 @@ IGNORE = -100
 TRAIN_FILE = "train.jsonl"
 """The stories of a data set that are learned from."""
 
+TEXT_ALONE = Prompt("", "", ())
+"""The prompt of a story that is told as books do, without being asked for."""
+
 _NAMED = 10  # missing pictures that an error names
 
 

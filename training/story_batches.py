@@ -18,6 +18,14 @@ SHOWN: dict[Shown, float] = {"all": 0.45, "first": 0.45, "none": 0.1}
 """How often a story is told with all its pictures, the first alone, or none."""
 _TOKENS_A_PICTURE = 64  # what a page takes, in the mean: template, places and a caption
 
+Ways = Sequence[tuple[StoryEncoder, Shown, float]]
+"""Of telling a story, each with its share."""
+
+
+def with_pictures(encoder: StoryEncoder) -> Ways:
+    """As `SHOWN` says."""
+    return [(encoder, shown, share) for shown, share in SHOWN.items()]
+
 
 @dataclass(frozen=True)
 class StoryBatch:
@@ -47,7 +55,8 @@ class StoryBatches:
 
     Args:
         stories: chunks, such as `training.data.chunks` makes.
-        store: of their pictures.
+        ways: of telling them, one drawn for each story and epoch.
+        store: of the pictures that are shown.
         queries: places of a picture.
         length: tokens a row, shared by whole examples; a story that is longer loses its last pages.
         rows: a batch.
@@ -56,7 +65,7 @@ class StoryBatches:
     def __init__(
         self,
         stories: Sequence[StoryRecord],
-        encoder: StoryEncoder,
+        ways: Ways,
         store: FeatureStore,
         queries: int,
         *,
@@ -67,7 +76,7 @@ class StoryBatches:
         self.name = f"seed {seed}, {len(stories)} stories, {rows} rows of {length}"
         self.queries = queries
         self.room = max(rows * length // _TOKENS_A_PICTURE, length // (queries + 2))  # at least one row's
-        self._stories, self._encoder, self._store = list(stories), encoder, store
+        self._stories, self._ways, self._store = list(stories), ways, store
         self._length, self._rows, self._seed = length, rows, seed
         self._plans: dict[int, _Plan] = {}
 
@@ -101,8 +110,8 @@ class StoryBatches:
         examples = []
         for number in rng.permutation(len(self._stories)):
             story = self._stories[number]
-            shown = list(SHOWN)[int(rng.choice(len(SHOWN), p=list(SHOWN.values())))]
-            examples.append(self._encoder.encode_within(story, self._length, shown))
+            encoder, shown, _ = self._ways[int(rng.choice(len(self._ways), p=[share for *_, share in self._ways]))]
+            examples.append(encoder.encode_within(story, self._length, shown))
             ids[id(examples[-1])] = story.id
         plan = _Plan()
         for group in self._grouped(pack(examples, self._length, self.queries)):

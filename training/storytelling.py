@@ -26,7 +26,7 @@ from model.vit import VisionTransformer
 from training.alignment import WordLoss
 from training.data import IGNORE, StoryEncoder, StoryRecord
 from training.features import FeatureStore
-from training.story_batches import StoryBatches
+from training.story_batches import StoryBatches, with_pictures
 from training.task import Batch
 
 _FORESEEN_POOL = 4
@@ -86,7 +86,7 @@ class Storytelling:
         seed: int = 0,
         factors: Mapping[str, float] | None = None,
     ) -> None:
-        self._batches = StoryBatches(stories, encoder, store, networks.qformer.config.num_queries,
+        self._batches = StoryBatches(stories, with_pictures(encoder), store, networks.qformer.config.num_queries,
                                      length=length, rows=rows, seed=seed)  # fmt: skip
         self.name = f"{name}, {self._batches.name}"
         self._store, self._networks, self._words, self._labels = store, networks, words, labels

@@ -341,6 +341,10 @@ def test_unknown_recipe_is_instant(tmp_path: Path) -> None:
         ((*TINY, "--llama", "/nowhere.gguf"), "nowhere", 1),
         ((*TINY, "--checkpoint", "/nowhere"), "nowhere", 1),
         ((*TINY, "--recipe", "/nowhere.json"), "nowhere", 2),
+        ((*TINY, "--recipe", "int8", "--rotation", "/nowhere"), "no learned rotation; got /nowhere", 1),
+        ((*TINY, "--recipe", "int4", "--scales", "/nowhere"), "no learned scales; got /nowhere", 1),
+        ((*TINY, "--recipe", "float32", "--rotation", "/nowhere"), "takes no learned rotation", 2),
+        ((*TINY, "--recipe", "int8", "--scales", "/nowhere"), "takes no learned scales", 2),
     ],
 )
 def test_users_mistakes(
@@ -358,12 +362,6 @@ def test_an_export_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert main([*TINY, "--recipe", "int8", "--force", "--out", str(tmp_path / "story")]) == 0
     assert [one.getMessage() for one in caplog.records if one.name == "root"] == []
     assert logging.root.manager.disable == logging.NOTSET
-
-
-def test_a_rotation_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--recipe", "int8", "--rotation", "/nowhere.safetensors", "--out", str(tmp_path / "a")]) == 1
-    assert "export: error: there is no such checkpoint; got /nowhere.safetensors" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_exit_code_of_a_refused_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,12 +26,12 @@ def test_it_is_orthogonal_after_it_was_kept(tmp_path: Path) -> None:
 
 
 def test_the_checkpoints_own_is_taken(tmp_path: Path) -> None:
-    source, recipe = replace(load_source("tiny"), checkpoint=tmp_path), load_recipe("int8")
+    source, recipe = replace(load_source("tiny"), learned=tmp_path), load_recipe("int8")
     size = source.model.config.llama.hidden_size
     np.testing.assert_array_equal(rotation_of(source, recipe), rotation_matrix(size))
     write_rotation(random_rotation(size), tmp_path / ROTATION_FILE)
     np.testing.assert_allclose(rotation_of(source, recipe), random_rotation(size), atol=1e-6)
-    np.testing.assert_array_equal(rotation_of(replace(source, checkpoint=None), recipe), rotation_matrix(size))
+    np.testing.assert_array_equal(rotation_of(replace(source, learned=None), recipe), rotation_matrix(size))
     assert rotation_of(source, replace(recipe, rotated=False)) is None
     other = tmp_path / "other.safetensors"
     write_rotation(random_rotation(size).T, other)

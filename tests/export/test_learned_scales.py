@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from export.learned_scales import file_name, read_scales, rescaled, scales_file, write_scales
+from export.learned_scales import file_name, lacks_scales, read_scales, rescaled, scales_file, write_scales
+from model.story_source import load_source
 from model.weights import write_safetensors
 from quantization.gptq import Floats, Grid, gptq
 from quantization.recipe import load_recipe
@@ -83,11 +85,14 @@ def test_a_file_without_steps_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_a_recipe_that_asks_for_them_gets_them(tmp_path: Path) -> None:
-    recipe = load_recipe("int4")
+    recipe, source = load_recipe("int4"), load_source("tiny")
     assert recipe.scales is not None
-    assert scales_file(recipe, tmp_path) is None
+    trained = replace(source, learned=tmp_path)
+    assert scales_file(recipe, trained) is None and lacks_scales(recipe, trained)
     file = tmp_path / file_name(recipe.scales)
     file.touch()
-    assert scales_file(recipe, tmp_path) == file
-    assert scales_file(load_recipe("int8"), tmp_path) is None
-    assert scales_file(recipe, None) is None
+    assert scales_file(recipe, trained) == file and not lacks_scales(recipe, trained)
+    assert scales_file(load_recipe("int8"), trained) is None and not lacks_scales(load_recipe("int8"), trained)
+    assert scales_file(recipe, source) is None
+    named = tmp_path / "mine.safetensors"
+    assert all(scales_file(recipe, replace(one, scales=named)) == named for one in (source, trained))

@@ -71,7 +71,8 @@ def source() -> StorySource:
 
 
 def test_rows_are_the_decoders_own(source: StorySource) -> None:
-    """Of all matrices that read the stream, as many as there are tokens; every story's first is the same."""
+    """Of all matrices that read the stream, as many as there are tokens; the first of stories with pictures is one."""
+    source = replace(source, qformer_trained=True)
     rows, turn = stream_rows(source, CALIBRATION, 1500)
     llama = source.model.config.llama
     kinds = {f"layers_{i}_{kind}" for i in range(llama.num_layers) for kind in ("qkv", "gate_up")}
@@ -94,7 +95,7 @@ def test_an_export_takes_what_was_learned(
     out = capsys.readouterr().out
     ratios = [float(line.split(": ")[1]) for line in out.splitlines() if line.startswith("  ")]
     assert len(ratios) == 3 and max(ratios) < 0.97, out
-    trained, options = replace(source, checkpoint=tmp_path), ExportOptions(CacheConfig(32, 2), Steps((4,), ()))
+    trained, options = replace(source, learned=tmp_path), ExportOptions(CacheConfig(32, 2), Steps((4,), ()))
     bundle = export_bundle(trained, load_recipe("float32-rotated"), tmp_path / "made", options)
     assert not bundle.manifest.missed
     graph = OpenGraph(bundle.path / "decoder.tflite", DECODE)

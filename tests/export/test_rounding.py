@@ -14,10 +14,14 @@ from export.decoder_graph import write_skeleton
 from export.hessians import FIRST, story_rows
 from export.rounding import Reading, gptq_grids, rounded_weights
 from model.story_source import load_source
+from quantization.calibration import calibration_stories
 from quantization.recipe import CALIBRATION, Recipe, load_recipe
 from quantization.surgery import OpenGraph
 from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import DECODE, Steps
+from seed_story.image import load_and_preprocess_image
+from tests.compare import assert_close
+from training.data import StoryEncoder
 
 
 @pytest.mark.parametrize(("tied", "head"), [(True, "embed_tokens"), (False, "lm_head")])
@@ -26,6 +30,27 @@ def test_the_head_is_rounded_whatever_its_name(tied: bool, head: str) -> None:
     llama = replace(LlamaConfig.tiny(), tie_word_embeddings=tied)
     layers = {f"layers_{i}_{kind}" for i in range(llama.num_layers) for kind in ("qkv", "o", "gate_up", "down")}
     assert set(gptq_grids(llama, load_recipe("int8"))) == {*layers, head}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_untrained_eye_is_not_calibrated_with(trained: bool) -> None:
+    """What a decoder is given: each story with its pictures, or text alone, of which every other begins unasked."""
+    source = replace(load_source("tiny"), qformer_trained=trained)
+    queries, folder = source.model.config.qformer.num_queries, CALIBRATION
+    encoder = StoryEncoder(source.tokenizer, source.prompt, queries)
+    text = source.model.llama.embed
+    for number, (rows, story) in enumerate(zip(story_rows(source, folder), calibration_stories(folder), strict=False)):
+        example = encoder.encode(story, "all" if trained else "none", ends=False)
+        ids, captions = example.ids, " ".join(page.caption for page in story.pages)
+        if trained:
+            looked = [source.model.qformer(source.model.vision(load_and_preprocess_image(picture, 28)))[0]
+                      for picture in example.pictures]  # fmt: skip
+            assert_close(rows[ids < 0], np.concatenate(looked), "same_maths")
+        elif number % 2 == 0:
+            ids = np.array(encoder.tokenizer.encode(captions), np.int32)
+        np.testing.assert_array_equal(rows[ids >= 0], text(ids[None, ids >= 0])[0])
+        if number == 3:
+            return
 
 
 @pytest.fixture(scope="module")

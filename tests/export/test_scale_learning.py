@@ -14,6 +14,7 @@ import tensorflow as tf
 from export.__main__ import main as export_main
 from export.decoder_weights import weight_shapes
 from export.export import ExportOptions, export_bundle
+from export.learn_rotation import main as learn_rotation_main
 from export.learn_scales import main
 from export.learned_rotation import ROTATION_FILE, write_rotation
 from export.learned_scales import read_scales
@@ -28,8 +29,10 @@ from seed_story.bundle import Bundle, graph_file
 from seed_story.config import CacheConfig
 from seed_story.contract import DECODE, DECODER, Steps
 from seed_story.errors import UsageError
+from seed_story.tokenizer import StoryTokenizer
 from tests.compare import assert_close
 from tests.export.tiny_decoders import random_rotation
+from tests.model.own_decoder import llama_folder
 from tests.training.storybooks import write_stories
 from training import loop
 from training.data import IGNORE
@@ -64,7 +67,8 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
 
 @pytest.fixture(scope="module")
 def source() -> StorySource:
-    return load_source("tiny")
+    """As if its pictures said something."""
+    return replace(load_source("tiny"), qformer_trained=True)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def test_exact_weights_give_the_logits_of_the_float_model(
     """Pictures, several stories in a row, padding and all; with another rotation it is another task."""
     if turned:
         write_rotation(random_rotation(source.model.config.llama.hidden_size), tmp_path / ROTATION_FILE)
-        fixed, task = task, _task(replace(source, checkpoint=tmp_path), recipe, lesson)
+        fixed, task = task, _task(replace(source, learned=tmp_path), recipe, lesson)
         assert task.name != fixed.name
     batch, model = task.batch(0), source.model
     made = task._stories[0].packed
@@ -116,10 +120,10 @@ def test_the_loss_is_the_divergence_at_the_words(task: ScaleLearning) -> None:
 
 
 @pytest.fixture(scope="module")
-def learned(recipe: Recipe, lesson: Lesson) -> Path:
+def learned(source: StorySource, recipe: Recipe, lesson: Lesson) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "steps_for_minutes", lambda *_: STEPS)
-        file = learn_scales("tiny", None, recipe, lesson)
+        file = learn_scales(source, recipe, lesson)
     assert file == lesson.out / "scales-four.safetensors"
     return file
 
@@ -146,7 +150,7 @@ def test_what_is_learned_brings_the_divergence_down(
 def test_an_export_takes_them_from_the_checkpoint(
     learned: Path, source: StorySource, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with_file = replace(source, checkpoint=learned.parent)
+    with_file = replace(source, learned=learned.parent)
     bundles = [export_bundle(one, recipe, tmp_path / name, OPTIONS) for one, name in ((source, "a"), (with_file, "b"))]
     before, after = (matrices(bundle) for bundle in bundles)
     llama = source.model.config.llama
@@ -166,15 +170,27 @@ def matrices(bundle: Bundle) -> dict[str, tuple[npt.NDArray[np.uint8], npt.NDArr
     }
 
 
-def test_a_recipe_without_their_name_learns_none(lesson: Lesson) -> None:
+def test_a_recipe_without_their_name_learns_none(source: StorySource, lesson: Lesson) -> None:
     with pytest.raises(UsageError, match="int8 takes no learned scales"):
-        learn_scales("tiny", None, load_recipe("int8"), lesson)
+        learn_scales(source, load_recipe("int8"), lesson)
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan")])
 def test_impossible_minutes(lesson: Lesson, minutes: float) -> None:
     with pytest.raises(UsageError, match="minutes is impossible"):
         replace(lesson, minutes=minutes)
+
+
+def test_without_a_trained_eye_stories_are_text_alone(source: StorySource, recipe: Recipe, lesson: Lesson) -> None:
+    """Half of them asked for by the prompt; and no picture is looked for."""
+    data = write_stories(lesson.out / "book", [[("ox", "An ox.")], *[[("bee", f"Bee {n}.")] for n in range(9)]])
+    for picture in data.glob("*.png"):
+        picture.unlink()
+    task = _task(replace(source, qformer_trained=False), recipe, replace(lesson, data=data))
+    examples = [example for step in range(4) for row in task._stories[step].examples for example in row]
+    assert len(examples) > 9 and not any(example.pictures or (example.ids < 0).any() for example in examples)
+    opening = StoryTokenizer(source.tokenizer).encode_template(source.prompt.opening)[0]
+    assert 0.2 < np.mean([example.ids[0] == opening for example in examples]) < 0.8
 
 
 def test_impossible_batches(lesson: Lesson) -> None:
@@ -218,12 +234,36 @@ def test_the_command_writes_the_file(
     assert (out / "scales-mine.safetensors").read_bytes() == written
 
 
+def test_a_decoder_of_the_users_own_learns(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rotation, then its scales, then an export by both."""
+    monkeypatch.setattr(loop, "steps_for_minutes", lambda *_: 2)
+    values = json.loads((FOLDER / "int8.json").read_text())
+    for name, bound in values["bounds"].items():
+        bound["bound"] = 9 if name.endswith(("_nat", "_ratio")) else 0
+    (tmp_path / "mine.json").write_text(json.dumps({**values, "name": "mine", "scales": "mine"}))
+    own = ["--model", "tiny", "--llama", str(llama_folder(tmp_path / "llama"))]
+    by = [*own, "--recipe", str(tmp_path / "mine.json"), "--rotation", str(tmp_path / ROTATION_FILE)]
+    assert learn_rotation_main([*own, "--tokens", "300", "--steps", "2", "--out", str(tmp_path)]) == 0
+    assert main([*by, "--data", str(lesson.data), "--out", str(tmp_path)]) == 0
+    assert "or give it to `python -m export --scales`" in capsys.readouterr().out
+    scales, sizes = tmp_path / "scales-mine.safetensors", ["--slots", "32", "--prefill", "4"]
+    found = []
+    for name, given in (("with", ["--scales", str(scales)]), ("without", [])):
+        assert export_main([*by, *given, *sizes, "--out", str(tmp_path / name)]) == 0
+        assert ("There are no learned scales" in capsys.readouterr().out) == (not given)
+        found.append(matrices(Bundle.open(tmp_path / name))["layers_1_o"])
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert (found[0][1] != found[1][1]).any()
+
+
 def test_an_export_without_them_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads((FOLDER / "float32.json").read_text())
     (tmp_path / "mine.json").write_text(json.dumps({**values, "scales": "mine"}))
     command = ["--model", "tiny", "--slots", "32", "--prefill", "4", "--out", str(tmp_path / "story"), "--recipe"]
     assert export_main([*command, str(tmp_path / "mine.json")]) == 0
-    assert "The checkpoint has no learned scales for this recipe" in capsys.readouterr().out
+    assert "There are no learned scales for this recipe" in capsys.readouterr().out
     assert export_main([*command, "float32"]) == 0
     assert "learned scales" not in capsys.readouterr().out
 

@@ -18,8 +18,16 @@ from safetensors.torch import load_file, save_file
 from export.__main__ import main
 from model.layers import named_variables, numpy_of
 from model.qformer import QFormer
-from model.story_source import DECODER_FILE, LORA_FILE, QFORMER_FILE, TABLES, VISION_FILE, Grown, load_source
-from model.tokenizer_files import byte_tokenizer
+from model.story_source import (
+    DECODER_FILE,
+    LORA_FILE,
+    PRETRAINED,
+    QFORMER_FILE,
+    TABLES,
+    VISION_FILE,
+    Grown,
+    load_source,
+)
 from model.weights import save_safetensors, write_safetensors
 from seed_story.config import CacheConfig, QFormerConfig
 from seed_story.errors import SeedStoryError, UsageError, WeightsError
@@ -27,20 +35,7 @@ from seed_story.sampling import SamplingConfig
 from seed_story.story import SEEDStory
 from tests.compare import assert_close
 from tests.loud import loud_source
-
-FULL = 259
-"""As many rows as the tokenizer of bytes has tokens: no slot is free."""
-
-
-def llama_folder(folder: Path, vocab: int = FULL, *, tied: bool = False) -> Path:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.2,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+from tests.model.own_decoder import FULL, llama_folder
 
 
 def vision_folder(folder: Path, kind: str) -> Path:
@@ -179,6 +174,7 @@ def test_checkpoint_of_the_preset_is_found(tmp_path: Path, monkeypatch: pytest.M
     assert load_source("tiny").qformer_trained
     untrained = load_source("tiny", checkpoint="none")
     assert not untrained.qformer_trained and "checkpoint" not in untrained.licences
+    assert load_source("tiny").learned == tmp_path / "tiny" and untrained.learned == tmp_path / "tiny" / PRETRAINED
 
 
 @pytest.mark.parametrize("option", ["llama", "vision"])
@@ -187,7 +183,8 @@ def test_own_parts_ignore_the_presets_checkpoint(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("model.story_source.CHECKPOINTS", tmp_path)
     checkpoint_folder(tmp_path / "tiny")
     own = llama_folder(tmp_path / "own") if option == "llama" else vision_folder(tmp_path / "own", "dinov2")
-    assert not load_source("tiny", **{option: str(own)}).qformer_trained
+    source = load_source("tiny", **{option: str(own)})
+    assert not source.qformer_trained and source.learned is None
 
 
 def test_lora_of_a_checkpoint_is_added_to_the_decoder(tmp_path: Path) -> None:
