@@ -119,8 +119,8 @@ bench: $(WORKSTATION) ## This project's own speed and memory, part by part (expo
 	@if [ ! -f "$$OUT/manifest.json" ]; then $(EXPORT); fi
 	@$(BIN)/python -m benchmarks.bench --bundle "$$OUT"
 
-# Peers get the files as they are downloaded, so ours are made of them without what training added: without learned scales
-# int4 misses its bounds, and is written marked.
+# Peers get the files as they are downloaded, so ours are made of them without what training added. int4's scales were
+# learned from stories: on the gate's text of another kind it misses its bound of perplexity, and is written marked.
 build/base-%/manifest.json: | $(WORKSTATION)
 	$(BIN)/python -m export --model $(MODEL) --checkpoint none --recipe $* --force --out build/base-$*
 

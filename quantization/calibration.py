@@ -24,12 +24,13 @@ MOST_PICTURES = 256
 """A data set's thousands took more than 12 minutes and 7 GB before the first graph was quantized."""
 
 
-def calibration_stories(folder: Path) -> list[StoryRecord]:
+def calibration_stories(folder: Path, *, shown: bool = True) -> list[StoryRecord]:
     """The stories of a folder.
 
     Args:
         folder: has a `stories.jsonl` in StoryStream's format, or a data set's `train.jsonl`, and the pictures that it
             names.
+        shown: whether the pictures have to be there.
 
     Raises:
         UsageError: there is no such folder or file, or it isn't in that format.
@@ -41,7 +42,8 @@ def calibration_stories(folder: Path) -> list[StoryRecord]:
                          expected=f"a folder with {STORIES} and its pictures",
                          hint="Leave out --calibration to use the project's own.")  # fmt: skip
     stories = read_stories(file)
-    check_pictures(stories)
+    if shown:
+        check_pictures(stories)
     return stories
 
 
@@ -67,7 +69,7 @@ def calibration_rows(
     """
     prompts = [prompt] if look else [TEXT_ALONE, prompt]
     encoders = [StoryEncoder(tokenizer, words, queries) for words in prompts]
-    for encoder, story in zip(cycle(encoders), calibration_stories(folder), strict=False):
+    for encoder, story in zip(cycle(encoders), calibration_stories(folder, shown=look is not None), strict=False):
         example = encoder.encode(story, "all" if look else "none", ends=False)
         places = example.ids < 0
         rows = embed(np.where(places, 0, example.ids))

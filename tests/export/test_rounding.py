@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from export.decoder_graph import write_skeleton
 from export.hessians import FIRST, story_rows
 from export.rounding import Reading, gptq_grids, rounded_weights
 from model.story_source import load_source
-from quantization.calibration import calibration_stories
+from quantization.calibration import STORIES, calibration_stories
 from quantization.recipe import CALIBRATION, Recipe, load_recipe
 from quantization.surgery import OpenGraph
 from seed_story.config import CacheConfig, LlamaConfig
 from seed_story.contract import DECODE, Steps
+from seed_story.errors import PictureError
 from seed_story.image import load_and_preprocess_image
 from tests.compare import assert_close
 from training.data import StoryEncoder
@@ -51,6 +53,14 @@ def test_an_untrained_eye_is_not_calibrated_with(trained: bool) -> None:
         np.testing.assert_array_equal(rows[ids >= 0], text(ids[None, ids >= 0])[0])
         if number == 3:
             return
+
+
+def test_pictures_that_are_not_shown_need_not_be_there(tmp_path: Path) -> None:
+    shutil.copy(CALIBRATION / STORIES, tmp_path)
+    source = load_source("tiny")
+    assert len(next(story_rows(source, tmp_path)))
+    with pytest.raises(PictureError, match="pictures are missing"):
+        next(story_rows(replace(source, qformer_trained=True), tmp_path))
 
 
 @pytest.fixture(scope="module")
