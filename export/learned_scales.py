@@ -26,12 +26,14 @@ _TOP = 127
 
 
 def scales_file(recipe: Recipe, source: StorySource) -> Path | None:
-    """The scales that a recipe asks for: the file that the user names, or the checkpoint's own.
+    """The scales that a recipe asks for: the file that the user names, or the model's own.
 
-    None if it asks for none, or there are none.
+    None if it asks for none, or there are none: the model's own were learned for its own rotation.
     """
-    if recipe.scales is None or source.scales:
-        return source.scales if recipe.scales else None
+    if recipe.scales is None:
+        return None
+    if source.scales or source.rotation:
+        return source.scales
     file = source.learned and source.learned / file_name(recipe.scales)
     return file if file and file.is_file() else None
 

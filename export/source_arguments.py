@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 _LEARNED = {
     "rotation": "what recipes that rotate turn the decoder by, of `python -m export.learn_rotation` (default: the "
-    "checkpoint's own; without one a fixed one)",
-    "scales": "of a recipe with learned scales, by `python -m export.learn_scales` (default: the checkpoint's own)",
+    "model's own; without one a fixed one)",
+    "scales": "what recipes like int4 take, of `python -m export.learn_scales` (default: the model's own, unless "
+    "--rotation gives it another rotation)",
 }
 
 
@@ -52,7 +53,8 @@ def source_of(args: argparse.Namespace, recipe: Recipe | None = None) -> StorySo
             raise UsageError(f"the recipe takes no learned {name}", got=f"--{name} {file}",
                              expected="a recipe that does, such as int4")  # fmt: skip
         if not file.is_file():
-            raise WeightsError(f"there is no learned {name}", got=file, expected=f"what export.learn_{name} writes")
+            raise WeightsError(f"there is no file with learned {name}", got=file,
+                               expected=f"what `python -m export.learn_{name}` writes")  # fmt: skip
     from model.story_source import load_source  # here: it takes Keras's seconds, which --help doesn't need
 
     source = load_source(args.model, llama=args.llama, vision=args.vision, checkpoint=args.checkpoint)

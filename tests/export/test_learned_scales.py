@@ -94,5 +94,7 @@ def test_only_a_recipe_that_asks_for_them_gets_them(tmp_path: Path) -> None:
     assert scales_file(recipe, trained) == file and not lacks_scales(recipe, trained)
     assert scales_file(load_recipe("int8"), trained) is None and not lacks_scales(load_recipe("int8"), trained)
     assert scales_file(recipe, source) is None
+    turned = replace(trained, rotation=tmp_path / "rotation.safetensors")  # by another than they were learned for
+    assert scales_file(recipe, turned) is None and lacks_scales(recipe, turned)
     named = tmp_path / "mine.safetensors"
-    assert all(scales_file(recipe, replace(one, scales=named)) == named for one in (source, trained))
+    assert all(scales_file(recipe, replace(one, scales=named)) == named for one in (source, trained, turned))
