@@ -1,7 +1,7 @@
-"""The rotation of a decoder's residual stream: the one that the user names, the checkpoint's own, or the fixed one.
+"""The rotation of a decoder's residual stream: the one that the user names, the model's own, or the fixed one.
 
 `python -m export.learn_rotation` learns it and writes `rotation.safetensors`: one matrix, `rotation`, float32 `[hidden,
-hidden]`. Every rotated export of the checkpoint takes it, and learned scales belong to it.
+hidden]`. Every rotated export of the model takes it, and learned scales belong to it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ def rotation_of(source: StorySource, recipe: Recipe) -> Doubles | None:
     if not recipe.rotated:
         return None
     size = source.model.config.llama.hidden_size
-    if source.rotation:
-        return read_rotation(source.rotation, size)
-    file = source.learned and source.learned / ROTATION_FILE
-    return read_rotation(file, size) if file and file.is_file() else rotation_matrix(size)
+    file = source.rotation or source.learned_file(ROTATION_FILE)
+    return read_rotation(file, size) if file else rotation_matrix(size)
 
 
 def write_rotation(rotation: Doubles, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Learned changes of the scales of rounded matrices: how they are kept, and how they are applied.
 
-A recipe that names some (`"scales": "int4"`) takes them from the checkpoint's file `scales-int4.safetensors`, which
+A recipe that names some (`"scales": "int4"`) takes them from the model's file `scales-int4.safetensors`, which
 `python -m export.learn_scales` writes. It holds a change of each scale, int8 `[outputs, groups]` by matrix, in steps of
 the 127th part of the largest one, `NAME.step`: half of what float16 would take, and finer than bfloat16's scales are.
 """
@@ -34,8 +34,7 @@ def scales_file(recipe: Recipe, source: StorySource) -> Path | None:
         return None
     if source.scales or source.rotation:
         return source.scales
-    file = source.learned and source.learned / file_name(recipe.scales)
-    return file if file and file.is_file() else None
+    return source.learned_file(file_name(recipe.scales))
 
 
 def lacks_scales(recipe: Recipe, source: StorySource) -> bool:

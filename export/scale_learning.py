@@ -45,11 +45,11 @@ from seed_story.contract import (
     value_cache,
 )
 from seed_story.errors import UsageError
-from training.data import IGNORE, TEXT_ALONE, StoryEncoder, check_pictures, chunks, read_stories, training_file
+from training.data import IGNORE, StoryEncoder, check_pictures, chunks, read_stories, text_encoders, training_file
 from training.features import FeatureStore
 from training.loop import planned, train
 from training.recipe import data_fingerprint
-from training.story_batches import StoryBatches, Ways, with_pictures
+from training.story_batches import StoryBatches, with_pictures
 from training.task import Batch, Schedule
 
 _PLACEHOLDER = 1000  # steps of a schedule whose length is measured first
@@ -200,12 +200,13 @@ def _task(source: StorySource, recipe: Recipe, lesson: Lesson) -> ScaleLearning:
     stories = [chunk for story in read_stories(file) for chunk in chunks(story)]
     queries = model.config.qformer.num_queries
     store = FeatureStore(lesson.out / "features", lesson.data, model.vision, model.config.vision.feature_layer)
-    asked, told = (StoryEncoder(source.tokenizer, prompt, queries) for prompt in (source.prompt, TEXT_ALONE))
-    ways: Ways = [(asked, "none", 0.5), (told, "none", 0.5)]
     if source.qformer_trained:
         check_pictures(stories)
         store.fill([page.picture for story in stories for page in story.pages])
-        ways = with_pictures(asked)
+        ways = with_pictures(StoryEncoder(source.tokenizer, source.prompt, queries))
+    else:
+        told, asked = text_encoders(source.tokenizer, source.prompt, queries)
+        ways = [(asked, "none", 0.5), (told, "none", 0.5)]
     batches = StoryBatches(stories, ways, store, queries, length=lesson.length, rows=lesson.rows,
                            seed=lesson.seed)  # fmt: skip
     exact, rounded = _both(source, recipe, lesson)

@@ -68,6 +68,11 @@ class StorySource:
     rotation: Path | None = None
     scales: Path | None = None
 
+    def learned_file(self, name: str) -> Path | None:
+        """The file of that name in the folder of what was learned; None if there is none."""
+        file = self.learned and self.learned / name
+        return file if file and file.is_file() else None
+
 
 def load_source(
     preset: str,

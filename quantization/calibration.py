@@ -13,7 +13,7 @@ from seed_story.bundle import Prompt
 from seed_story.errors import UsageError
 from seed_story.image import load_and_preprocess_image
 from seed_story.tokenizer import StoryTokenizer
-from training.data import TEXT_ALONE, TRAIN_FILE, StoryEncoder, StoryRecord, check_pictures, read_stories
+from training.data import TRAIN_FILE, StoryEncoder, StoryRecord, check_pictures, read_stories, text_encoders
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -67,8 +67,7 @@ def calibration_rows(
     Raises:
         UsageError, PictureError: as `calibration_stories`; or a picture can't be read.
     """
-    prompts = [prompt] if look else [TEXT_ALONE, prompt]
-    encoders = [StoryEncoder(tokenizer, words, queries) for words in prompts]
+    encoders = (StoryEncoder(tokenizer, prompt, queries),) if look else text_encoders(tokenizer, prompt, queries)
     for encoder, story in zip(cycle(encoders), calibration_stories(folder, shown=look is not None), strict=False):
         example = encoder.encode(story, "all" if look else "none", ends=False)
         places = example.ids < 0

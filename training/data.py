@@ -37,9 +37,6 @@ IGNORE = -100
 TRAIN_FILE = "train.jsonl"
 """The stories of a data set that are learned from."""
 
-TEXT_ALONE = Prompt("", "", ())
-"""The prompt of a story that is told as books do, without being asked for."""
-
 _NAMED = 10  # missing pictures that an error names
 
 
@@ -278,6 +275,17 @@ class StoryEncoder:
         head, whole = self.tokenizer.encode(given), self.tokenizer.encode(text)
         # SentencePiece puts a space before a text: what follows must not get a second one.
         return whole[len(head) :] if whole[: len(head)] == head else self.tokenizer.encode(text[len(given) :])
+
+
+def text_encoders(
+    tokenizer: StoryTokenizer | Tokenizer, prompt: Prompt, num_queries: int
+) -> tuple[StoryEncoder, StoryEncoder]:
+    """For a model whose pictures say nothing: of stories that begin as books do, and of those that the prompt asks for.
+
+    Half of the stories belong to each: what a text begins with is what all its other tokens look at.
+    """
+    told, asked = (StoryEncoder(tokenizer, words, num_queries) for words in (Prompt("", "", ()), prompt))
+    return told, asked
 
 
 def _count_shown(pictures: Shown, pages: int) -> int:
